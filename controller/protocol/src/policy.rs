@@ -1,0 +1,227 @@
+//! What a request's KV cache is compressed with: select × quantize over a store.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Values a group-quantized row shares a scale and a zero point among.
+pub const GROUP: u32 = 32;
+
+/// One request's or class's compression. The default is level 0: everything kept, in f16.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// The dtype of rows that no codec packs.
+    #[serde(default)]
+    pub store: Store,
+    /// Which tokens stay; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<Select>,
+    /// How many bits older rows keep; absent: the store's own dtype.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantize>,
+}
+
+/// The dtype of full-precision rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Store {
+    /// f16: level 0.
+    #[default]
+    Full,
+    /// The engine's own activation dtype, for exact comparison with the unhooked engine.
+    Exact,
+}
+
+/// Which tokens stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {
+    /// How rows are ranked.
+    pub method: SelectMethod,
+    /// Fraction of the tokens seen that stays, sinks and recent included. 0.02 ..= 1.0.
+    pub budget: f64,
+    /// First tokens that are never evicted. 0 ..= 128.
+    #[serde(default = "Select::default_sinks")]
+    pub sinks: u32,
+    /// Last tokens that are never evicted. 16 ..= 4096.
+    #[serde(default = "Select::default_recent")]
+    pub recent: u32,
+    /// Decoded tokens between two evictions. 1 ..= 1024.
+    #[serde(default = "Select::default_interval")]
+    pub interval: u32,
+}
+
+/// Selective token strategies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelectMethod {
+    /// StreamingLLM (arXiv 2309.17453): sinks and the most recent tokens.
+    Streaming,
+    /// H2O (arXiv 2306.14048): heavy hitters by accumulated attention, and the most recent tokens.
+    H2o,
+}
+
+/// How many bits older rows keep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantize {
+    /// How values map to codes.
+    #[serde(default)]
+    pub method: QuantizeMethod,
+    /// Bits of K: 4, 8 or 16 (16: stays in the store's dtype).
+    pub k_bits: Bits,
+    /// Bits of V: 4, 8 or 16.
+    pub v_bits: Bits,
+    /// Most recent tokens kept in full precision. 16 ..= 1024.
+    #[serde(default = "Quantize::default_residual")]
+    pub residual: u32,
+}
+
+/// Quantization methods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantizeMethod {
+    /// Round to nearest, asymmetric, per token in groups of 32 along the head dim, f16 scale and zero.
+    #[default]
+    Rtn,
+}
+
+/// Bits a value keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub enum Bits {
+    /// 4 bits.
+    B4,
+    /// 8 bits.
+    B8,
+    /// The store's own dtype.
+    B16,
+}
+
+impl TryFrom<u32> for Bits {
+    type Error = PolicyError;
+    fn try_from(given: u32) -> Result<Self, PolicyError> {
+        match given {
+            4 => Ok(Self::B4),
+            8 => Ok(Self::B8),
+            16 => Ok(Self::B16),
+            _ => Err(PolicyError::new("bits", given, "4, 8 or 16")),
+        }
+    }
+}
+
+impl From<Bits> for u32 {
+    fn from(bits: Bits) -> Self {
+        match bits {
+            Bits::B4 => 4,
+            Bits::B8 => 8,
+            Bits::B16 => 16,
+        }
+    }
+}
+
+impl Select {
+    fn default_sinks() -> u32 {
+        4
+    }
+    fn default_recent() -> u32 {
+        64
+    }
+    fn default_interval() -> u32 {
+        64
+    }
+}
+
+impl Quantize {
+    fn default_residual() -> u32 {
+        32
+    }
+}
+
+impl Policy {
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// The first field out of range.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        if let Some(select) = &self.select {
+            range("select.budget", select.budget, 0.02, 1.0)?;
+            range("select.sinks", select.sinks, 0, 128)?;
+            range("select.recent", select.recent, 16, 4096)?;
+            range("select.interval", select.interval, 1, 1024)?;
+        }
+        if let Some(quantize) = &self.quantize {
+            range("quantize.residual", quantize.residual, 16, 1024)?;
+            if self.store == Store::Exact && (quantize.k_bits, quantize.v_bits) != (Bits::B16, Bits::B16) {
+                return Err(PolicyError::new(
+                    "store",
+                    "exact",
+                    "full, when quantize packs K or V",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Policy {
+    /// For logs: `h2o 0.5 × k4 v4`, `exact`, `full`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if let Some(select) = &self.select {
+            let method = match select.method {
+                SelectMethod::Streaming => "streaming",
+                SelectMethod::H2o => "h2o",
+            };
+            parts.push(format!("{method} {}", select.budget));
+        }
+        if let Some(quantize) = &self.quantize {
+            parts.push(format!(
+                "k{} v{}",
+                u32::from(quantize.k_bits),
+                u32::from(quantize.v_bits)
+            ));
+        }
+        if parts.is_empty() {
+            parts.push(if self.store == Store::Exact {
+                "exact".into()
+            } else {
+                "full".into()
+            });
+        }
+        f.write_str(&parts.join(" × "))
+    }
+}
+
+/// A field out of its range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{field}: given {given}, allowed {allowed}")]
+pub struct PolicyError {
+    /// Dotted path of the field.
+    pub field: String,
+    /// What was given.
+    pub given: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl PolicyError {
+    /// A new error.
+    pub fn new(field: &str, given: impl fmt::Display, allowed: &str) -> Self {
+        Self {
+            field: field.into(),
+            given: given.to_string(),
+            allowed: allowed.into(),
+        }
+    }
+}
+
+fn range<T: PartialOrd + fmt::Display>(field: &str, given: T, low: T, high: T) -> Result<(), PolicyError> {
+    // Written so that NaN is out of range.
+    if given >= low && given <= high {
+        Ok(())
+    } else {
+        Err(PolicyError::new(field, given, &format!("{low} to {high}")))
+    }
+}

@@ -1,0 +1,102 @@
+//! The seam between a serving engine and a KV-cache plugin.
+//!
+//! The patched engine knows these traits and nothing else of the plugin; the plugin knows them and
+//! nothing of the engine. Invariant kept on both sides: **`seen` counts tokens the model has
+//! processed, never rows the cache kept**. Positions (RoPE) and masks follow `seen`.
+//!
+//! One [`CachePolicy`] is [`install`]ed per process, before a model loads. The engine asks it to
+//! [`open`](CachePolicy::open) a [`SequenceCache`] per sequence, then calls
+//! [`attend`](CachePolicy::attend) once per layer and step for a whole batch whose rows may have
+//! different lengths.
+#![forbid(unsafe_code)]
+
+mod error;
+mod types;
+
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::Tensor;
+
+pub use error::HookError;
+pub use types::{AttendParams, ForkRole, LayerShape, Qkv, SequenceInfo};
+
+/// Decides how sequences are cached. Installed once per process.
+pub trait CachePolicy: Send + Sync {
+    /// Opens the cache of a new sequence. Called before its first token is processed.
+    ///
+    /// # Errors
+    /// A typed refusal; the engine answers the request with its message.
+    fn open(&self, sequence: &SequenceInfo) -> Result<Arc<dyn SequenceCache>, HookError>;
+
+    /// Appends the fresh K and V of `layer` to every row's cache and returns the attention output,
+    /// shape (batch, query heads, query tokens, head dim), in the dtype of `q`.
+    ///
+    /// `rows[i]` is the cache of batch row `i`; rows may differ in `seen`.
+    ///
+    /// # Errors
+    /// A typed refusal; no row's cache is left half appended at this layer.
+    fn attend(
+        &self,
+        layer: usize,
+        rows: &[Arc<dyn SequenceCache>],
+        qkv: Qkv<'_>,
+        params: &AttendParams,
+    ) -> Result<Tensor, HookError>;
+
+    /// Bytes that finished sequences may hold for prefix reuse; the engine evicts the oldest past it.
+    fn prefix_cache_limit(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Told whenever the prefix cache changes or is asked: what it holds, and whether a lookup hit.
+    fn prefix_cache_report(&self, _entries: usize, _bytes: usize, _lookup_hit: Option<bool>) {}
+}
+
+/// One sequence's cache, all layers. The engine holds it in many places, so mutability is interior.
+pub trait SequenceCache: Send + Sync {
+    /// Tokens this sequence's `layer` has processed.
+    fn seen(&self, layer: usize) -> usize;
+
+    /// An independent continuation of this cache; the original never changes through it.
+    ///
+    /// # Errors
+    /// A typed refusal, which the engine treats as a prefix-cache miss.
+    fn fork(&self, role: ForkRole) -> Result<Arc<dyn SequenceCache>, HookError>;
+
+    /// Forgets tokens at positions `seen..` in all layers.
+    ///
+    /// # Errors
+    /// [`HookError::Truncate`] where the rows needed at `seen` are no longer exact or were evicted.
+    fn truncate(&self, seen: usize) -> Result<(), HookError>;
+
+    /// The shortest length [`truncate`](Self::truncate) can still reach. The default: no way back.
+    fn reachable_from(&self) -> usize {
+        self.seen(0)
+    }
+
+    /// Bytes held, measured from the allocations themselves.
+    fn bytes(&self) -> usize;
+
+    /// The plugin's way back to its own type.
+    fn as_any(&self) -> &dyn Any;
+}
+
+static INSTALLED: OnceLock<Arc<dyn CachePolicy>> = OnceLock::new();
+
+/// Installs the process's policy. Models loaded afterwards are managed by it.
+///
+/// # Errors
+/// [`HookError::AlreadyInstalled`] on a second call: handles of two policies must never meet.
+pub fn install(policy: Arc<dyn CachePolicy>) -> Result<(), HookError> {
+    INSTALLED.set(policy).map_err(|_| HookError::AlreadyInstalled)
+}
+
+/// The installed policy, or `None`: the engine then runs exactly as upstream does.
+#[must_use]
+pub fn installed() -> Option<&'static Arc<dyn CachePolicy>> {
+    INSTALLED.get()
+}
+
+// The engine stores both as trait objects: this must go on compiling.
+const _: fn(&dyn CachePolicy, &dyn SequenceCache) = |_, _| {};

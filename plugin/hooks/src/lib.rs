@@ -29,6 +29,18 @@ pub trait CachePolicy: Send + Sync {
     /// A typed refusal; the engine answers the request with its message.
     fn open(&self, sequence: &SequenceInfo) -> Result<Arc<dyn SequenceCache>, HookError>;
 
+    /// Gives a fork that came out of the prefix cache to the sequence that goes on with it.
+    ///
+    /// # Errors
+    /// A typed refusal, which the engine treats as a prefix-cache miss.
+    fn adopt(
+        &self,
+        cache: Arc<dyn SequenceCache>,
+        _sequence: &SequenceInfo,
+    ) -> Result<Arc<dyn SequenceCache>, HookError> {
+        Ok(cache)
+    }
+
     /// Appends the fresh K and V of `layer` to every row's cache and returns the attention output,
     /// shape (batch, query heads, query tokens, head dim), in the dtype of `q`.
     ///

@@ -1,0 +1,157 @@
+//! Argument checks. Invariant: past them, no kernel can index out of bounds, whatever the values.
+
+use crate::{Codec, ColumnSums, Heads, KernelError, Rows, RowsMut, Segment};
+
+/// Checks `pack` or `unpack`: `values` f32 against `bytes` packed. Returns the rows.
+pub(crate) fn codec(codec: Codec, dim: usize, values: usize, bytes: usize) -> Result<usize, KernelError> {
+    nonzero("dim", dim)?;
+    if !values.is_multiple_of(dim) {
+        return Err(KernelError::Ragged {
+            what: "values",
+            given: values,
+            row: dim,
+        });
+    }
+    let rows = values / dim;
+    length("packed bytes", bytes, rows.saturating_mul(codec.row_bytes(dim)))?;
+    Ok(rows)
+}
+
+/// Checks `attend_decode`. Returns the rows of all segments.
+pub(crate) fn decode(
+    heads: &Heads,
+    segments: &[Segment<'_>],
+    q: &[f32],
+    out: &[f32],
+) -> Result<usize, KernelError> {
+    shape(heads)?;
+    let rows = past(heads, segments)?;
+    if rows == 0 {
+        return Err(KernelError::NoRows);
+    }
+    length("query values", q.len(), heads.q_heads.saturating_mul(heads.k_dim))?;
+    length(
+        "output values",
+        out.len(),
+        heads.q_heads.saturating_mul(heads.v_dim),
+    )?;
+    Ok(rows)
+}
+
+/// Checks `attend_prefill`. Returns the rows of the past segments.
+pub(crate) fn prefill(
+    heads: &Heads,
+    past_segments: &[Segment<'_>],
+    fresh_k: Rows<'_>,
+    fresh_v: Rows<'_>,
+    q: &[Rows<'_>],
+    out: &[RowsMut<'_>],
+    sums: Option<&ColumnSums<'_>>,
+) -> Result<usize, KernelError> {
+    shape(heads)?;
+    let rows = past(heads, past_segments)?;
+    let t = fresh_k.rows;
+    strided("fresh keys", &fresh_k, t, heads.k_dim)?;
+    strided("fresh values", &fresh_v, t, heads.v_dim)?;
+    length("query heads", q.len(), heads.q_heads)?;
+    length("output heads", out.len(), heads.q_heads)?;
+    for queries in q {
+        strided("queries", queries, t, heads.k_dim)?;
+    }
+    for out in out {
+        let view = Rows {
+            data: &*out.data,
+            stride: out.stride,
+            rows: out.rows,
+            dim: out.dim,
+        };
+        strided("outputs", &view, t, heads.v_dim)?;
+        if t > 1 && out.stride < out.dim {
+            return Err(KernelError::Stride {
+                what: "outputs",
+                given: out.stride,
+                minimum: out.dim,
+            });
+        }
+    }
+    if let Some(sums) = sums {
+        length("column sums", sums.out.len(), rows.saturating_add(t))?;
+    }
+    Ok(rows)
+}
+
+fn shape(heads: &Heads) -> Result<(), KernelError> {
+    nonzero("q_heads", heads.q_heads)?;
+    nonzero("k_dim", heads.k_dim)?;
+    nonzero("v_dim", heads.v_dim)?;
+    if !heads.scale.is_finite() {
+        return Err(KernelError::Range {
+            what: "scale",
+            given: heads.scale,
+            allowed: "finite",
+        });
+    }
+    match heads.softcap {
+        Some(cap) if !(cap.is_finite() && cap > 0.0) => Err(KernelError::Range {
+            what: "softcap",
+            given: cap,
+            allowed: "finite and above 0",
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn past(heads: &Heads, segments: &[Segment<'_>]) -> Result<usize, KernelError> {
+    let mut rows = 0;
+    for s in segments {
+        length(
+            "key bytes of a segment",
+            s.k.len(),
+            s.rows.saturating_mul(s.k_codec.row_bytes(heads.k_dim)),
+        )?;
+        length(
+            "value bytes of a segment",
+            s.v.len(),
+            s.rows.saturating_mul(s.v_codec.row_bytes(heads.v_dim)),
+        )?;
+        rows += s.rows;
+    }
+    Ok(rows)
+}
+
+fn strided(what: &'static str, view: &Rows<'_>, rows: usize, dim: usize) -> Result<(), KernelError> {
+    length(what, view.rows, rows)?;
+    length(what, view.dim, dim)?;
+    let needed = match rows {
+        0 => 0,
+        n => (n - 1).saturating_mul(view.stride).saturating_add(dim),
+    };
+    if view.data.len() < needed {
+        return Err(KernelError::Length {
+            what,
+            given: view.data.len(),
+            expected: needed,
+        });
+    }
+    Ok(())
+}
+
+fn nonzero(what: &'static str, given: usize) -> Result<(), KernelError> {
+    if given == 0 {
+        Err(KernelError::Zero { what })
+    } else {
+        Ok(())
+    }
+}
+
+fn length(what: &'static str, given: usize, expected: usize) -> Result<(), KernelError> {
+    if given == expected {
+        Ok(())
+    } else {
+        Err(KernelError::Length {
+            what,
+            given,
+            expected,
+        })
+    }
+}

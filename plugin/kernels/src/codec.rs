@@ -1,0 +1,105 @@
+//! The stored format: how one row of `dim` values becomes bytes.
+//!
+//! Invariant: a row's bytes are a function of that row and its codec only, and every codec's rows have
+//! a fixed size, [`Codec::row_bytes`]. All numbers are little-endian.
+//!
+//! | codec | row |
+//! | --- | --- |
+//! | `F32`, `F16`, `Bf16` | `dim` values |
+//! | `Int8` | `dim` codes, one byte each, then the parameters |
+//! | `Int4` | two codes a byte, then the parameters |
+//!
+//! Integer codecs cut a row in groups of [`GROUP`] values, the last of which may be short. Each group is
+//! stored as `x ≈ scale · code + zero` with codes from 0 to 255 or 0 to 15. The parameters follow the
+//! codes of the **whole** row: scale (f16), zero (f16), a pair a group.
+//!
+//! Nibbles: a group of `n` values takes `h = ⌈n/2⌉` bytes. Byte `i` holds value `i` in its low nibble
+//! and value `h + i` in its high one (0 where there is none), so both halves unpack to runs of
+//! neighbours: a mask and a shift, no interleaving.
+//!
+//! Parameters are rounded to f16 **before** codes are chosen, so a code is the nearest one for what is
+//! stored: zero is rounded down from the group's minimum and scale up, from `(max − zero) / levels`.
+//! Nothing is clipped then, and the error of a value is at most `scale / 2` plus f32 rounding. A group
+//! of equal values that f16 can represent has scale 0 and is exact.
+//!
+//! This is the asymmetric round-to-nearest quantization of KIVI (arXiv 2402.02750, section 2.2), with
+//! groups along the head dimension for K and V alike.
+
+/// Values that share a scale and a zero. Part of the stored format.
+pub const GROUP: usize = 32;
+
+/// Bytes of one group's scale and zero. Part of the stored format.
+pub(crate) const PARAM_BYTES: usize = 4;
+
+/// The largest finite f16; `F16` values and integer parameters saturate there.
+pub(crate) const F16_MAX: f32 = 65504.0;
+
+// Stored format: a full group's nibbles fill whole bytes in two equal halves, and 8-lane loops
+// cover each half without a rest.
+const _: () = assert!(GROUP == 32 && PARAM_BYTES == 2 * size_of::<half::f16>());
+const _: () = assert!(Codec::Int8.row_bytes(64) == 64 + 2 * 4);
+const _: () = assert!(Codec::Int4.row_bytes(64) == 32 + 2 * 4);
+const _: () = assert!(Codec::Int4.row_bytes(33) == 16 + 1 + 2 * 4);
+const _: () = assert!(Codec::F16.row_bytes(64) == 128);
+
+/// How a row of values is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// 4 bytes a value, exact.
+    F32,
+    /// 2 bytes a value, 11 significant bits; saturates at ±65504.
+    F16,
+    /// 2 bytes a value, 8 significant bits; saturates at the largest finite bf16.
+    Bf16,
+    /// 1 byte a value plus 4 bytes a group of 32; saturates at ±65504.
+    Int8,
+    /// Half a byte a value plus 4 bytes a group of 32; saturates at ±65504.
+    Int4,
+}
+
+impl Codec {
+    /// Every codec, widest first.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4];
+
+    /// Bytes of one row of `dim` values, scales and zeros included.
+    #[must_use]
+    pub const fn row_bytes(self, dim: usize) -> usize {
+        let params = dim.div_ceil(GROUP).saturating_mul(PARAM_BYTES);
+        match self {
+            Self::F32 => dim.saturating_mul(4),
+            Self::F16 | Self::Bf16 => dim.saturating_mul(2),
+            Self::Int8 | Self::Int4 => self.code_bytes(dim).saturating_add(params),
+        }
+    }
+
+    /// Bytes of a row's codes; its parameters start there. 0 for codecs without codes.
+    pub(crate) const fn code_bytes(self, dim: usize) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            Self::Int8 => dim,
+            // Groups before the last are even, so ⌈n/2⌉ a group adds up to ⌈dim/2⌉.
+            Self::Int4 => dim.div_ceil(2),
+        }
+    }
+
+    /// The largest code of an integer codec.
+    pub(crate) const fn levels(self) -> Option<u8> {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => None,
+            Self::Int8 => Some(255),
+            Self::Int4 => Some(15),
+        }
+    }
+
+    /// The name in configs, metrics and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+}

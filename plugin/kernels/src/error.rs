@@ -1,0 +1,68 @@
+//! What a kernel refuses, and why: every variant says what was given and what is allowed.
+
+use thiserror::Error;
+
+/// A kernel's refusal of its arguments.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// A dimension or head count is 0.
+    #[error("{what} must be at least 1, given 0")]
+    Zero {
+        /// Which one.
+        what: &'static str,
+    },
+    /// A slice or count does not fit the others.
+    #[error("{what}: given {given}, expected {expected}")]
+    Length {
+        /// Which one, with its unit.
+        what: &'static str,
+        /// What was given.
+        given: usize,
+        /// What fits.
+        expected: usize,
+    },
+    /// A slice is not a whole number of rows.
+    #[error("{what}: given {given}, expected a multiple of {row}")]
+    Ragged {
+        /// Which one, with its unit.
+        what: &'static str,
+        /// What was given.
+        given: usize,
+        /// The size of one row.
+        row: usize,
+    },
+    /// Rows that are written to overlap.
+    #[error("{what}: given a stride of {given}, expected at least {minimum}")]
+    Stride {
+        /// Which rows.
+        what: &'static str,
+        /// The stride that was given, in elements.
+        given: usize,
+        /// The dimension of a row.
+        minimum: usize,
+    },
+    /// A number is outside its range.
+    #[error("{what}: given {given}, allowed {allowed}")]
+    Range {
+        /// Which one.
+        what: &'static str,
+        /// What was given.
+        given: f32,
+        /// The range in words.
+        allowed: &'static str,
+    },
+    /// A row to be packed holds an infinity or a NaN.
+    #[error("row {row}, column {column}: given {given}, expected a finite value")]
+    NonFinite {
+        /// Row in the call's source, from 0.
+        row: usize,
+        /// Column in that row, from 0.
+        column: usize,
+        /// The value that was found.
+        given: f32,
+    },
+    /// Attention over no rows is undefined.
+    #[error("decode attention over no rows: expected at least one row in the segments")]
+    NoRows,
+}

@@ -1,0 +1,249 @@
+//! The oracle: plain loops, obviously right. Attention is computed in f64 on unpacked rows.
+//!
+//! Invariant: [`pack`] writes the same bytes as every other implementation, bit for bit.
+
+use half::{bf16, f16};
+
+use crate::codec::{F16_MAX, GROUP, PARAM_BYTES};
+use crate::{Codec, ColumnSums, Heads, KernelError, Rows, RowsMut, Scratch, Segment, check};
+
+/// See [`crate::pack`].
+///
+/// # Errors
+/// As [`crate::pack`].
+pub fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
+    check::codec(codec, dim, src.len(), dst.len())?;
+    let rows = src
+        .chunks_exact(dim)
+        .zip(dst.chunks_exact_mut(codec.row_bytes(dim)));
+    for (row, (src, dst)) in rows.enumerate() {
+        for (column, &given) in src.iter().enumerate() {
+            if !given.is_finite() {
+                return Err(KernelError::NonFinite { row, column, given });
+            }
+        }
+        match codec {
+            Codec::F32 => {
+                for (i, x) in src.iter().enumerate() {
+                    dst[4 * i..4 * i + 4].copy_from_slice(&x.to_le_bytes());
+                }
+            }
+            Codec::F16 => {
+                for (i, x) in src.iter().enumerate() {
+                    dst[2 * i..2 * i + 2].copy_from_slice(&f16::from_f32(saturate(*x)).to_le_bytes());
+                }
+            }
+            Codec::Bf16 => {
+                let largest = bf16::MAX.to_f32();
+                for (i, x) in src.iter().enumerate() {
+                    let x = bf16::from_f32(x.clamp(-largest, largest));
+                    dst[2 * i..2 * i + 2].copy_from_slice(&x.to_le_bytes());
+                }
+            }
+            Codec::Int8 | Codec::Int4 => pack_codes(codec, src, dst),
+        }
+    }
+    Ok(())
+}
+
+fn pack_codes(codec: Codec, src: &[f32], dst: &mut [u8]) {
+    let levels = f32::from(codec.levels().unwrap_or(u8::MAX));
+    let (codes, params) = dst.split_at_mut(codec.code_bytes(src.len()));
+    codes.fill(0);
+    for (g, group) in src.chunks(GROUP).enumerate() {
+        let min = group.iter().copied().fold(f32::INFINITY, f32::min);
+        let max = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let (scale, zero) = parameters(min, max, levels);
+        params[PARAM_BYTES * g..][..2].copy_from_slice(&scale.to_le_bytes());
+        params[PARAM_BYTES * g + 2..][..2].copy_from_slice(&zero.to_le_bytes());
+        let (scale, zero) = (scale.to_f32(), zero.to_f32());
+        for (i, x) in group.iter().enumerate() {
+            // The groups' codes follow each other, so value i of group g is code 32·g + i of the row.
+            let code = if scale == 0.0 {
+                0.0
+            } else {
+                ((saturate(*x) - zero) / scale).round_ties_even()
+            };
+            let code = code.clamp(0.0, levels) as u8;
+            if codec == Codec::Int8 {
+                codes[GROUP * g + i] = code;
+            } else {
+                let half = group.len().div_ceil(2);
+                let byte = &mut codes[GROUP / 2 * g + i % half];
+                *byte |= if i < half { code } else { code << 4 };
+            }
+        }
+    }
+}
+
+/// Scale and zero of a group with these extremes, rounded so that no value is outside of what the
+/// codes reach. Shared by all implementations: it runs once a group.
+pub(crate) fn parameters(min: f32, max: f32, levels: f32) -> (f16, f16) {
+    // Which zero is the minimum of 0.0 and -0.0 depends on the order; adding 0.0 makes both 0.0.
+    let (min, max) = (saturate(min) + 0.0, saturate(max));
+    let mut zero = f16::from_f32(min);
+    if zero.to_f32() > min {
+        zero = step(zero, false);
+    }
+    let wanted = (max - zero.to_f32()) / levels;
+    let mut scale = f16::from_f32(wanted);
+    if scale.to_f32() < wanted {
+        scale = step(scale, true);
+    }
+    (scale, zero)
+}
+
+/// The next f16 above or below a finite one.
+fn step(x: f16, up: bool) -> f16 {
+    let bits = x.to_bits();
+    let smallest = if up { 0x0001 } else { 0x8001 };
+    match (bits & 0x7fff == 0, (bits & 0x8000 == 0) == up) {
+        (true, _) => f16::from_bits(smallest),
+        (false, true) => f16::from_bits(bits + 1),
+        (false, false) => f16::from_bits(bits - 1),
+    }
+}
+
+fn saturate(x: f32) -> f32 {
+    x.clamp(-F16_MAX, F16_MAX)
+}
+
+/// See [`crate::unpack`].
+///
+/// # Errors
+/// As [`crate::unpack`].
+pub fn unpack(codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
+    check::codec(codec, dim, dst.len(), src.len())?;
+    for (src, dst) in src
+        .chunks_exact(codec.row_bytes(dim))
+        .zip(dst.chunks_exact_mut(dim))
+    {
+        for (i, x) in dst.iter_mut().enumerate() {
+            *x = value(codec, dim, src, i);
+        }
+    }
+    Ok(())
+}
+
+/// Value `i` of a packed row.
+fn value(codec: Codec, dim: usize, row: &[u8], i: usize) -> f32 {
+    let pair = |at: usize| [row[at], row[at + 1]];
+    let code = match codec {
+        Codec::F32 => {
+            return f32::from_le_bytes([row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]]);
+        }
+        Codec::F16 => return f16::from_le_bytes(pair(2 * i)).to_f32(),
+        Codec::Bf16 => return bf16::from_le_bytes(pair(2 * i)).to_f32(),
+        Codec::Int8 => row[i],
+        Codec::Int4 => {
+            let (group, i) = (i / GROUP, i % GROUP);
+            let half = GROUP.min(dim - GROUP * group).div_ceil(2);
+            let byte = row[GROUP / 2 * group + i % half];
+            if i < half { byte & 15 } else { byte >> 4 }
+        }
+    };
+    let params = codec.code_bytes(dim) + PARAM_BYTES * (i / GROUP);
+    let (scale, zero) = (
+        f16::from_le_bytes(pair(params)),
+        f16::from_le_bytes(pair(params + 2)),
+    );
+    scale.to_f32() * f32::from(code) + zero.to_f32()
+}
+
+/// See [`crate::attend_decode`].
+///
+/// # Errors
+/// As [`crate::attend_decode`].
+pub fn attend_decode(
+    heads: &Heads,
+    segments: &[Segment<'_>],
+    q: &[f32],
+    weights: &mut Vec<f32>,
+    out: &mut [f32],
+) -> Result<(), KernelError> {
+    check::decode(heads, segments, q, out)?;
+    let (k, v) = unpack_all(heads, segments)?;
+    weights.clear();
+    for (q, out) in q.chunks_exact(heads.k_dim).zip(out.chunks_exact_mut(heads.v_dim)) {
+        let w = attend_one(heads, q, &k, &v, out);
+        weights.extend(w.iter().map(|w| *w as f32));
+    }
+    Ok(())
+}
+
+/// See [`crate::attend_prefill`]; `scratch` is not used.
+///
+/// # Errors
+/// As [`crate::attend_prefill`].
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the signature all implementations share"
+)]
+pub fn attend_prefill(
+    heads: &Heads,
+    past: &[Segment<'_>],
+    fresh_k: Rows<'_>,
+    fresh_v: Rows<'_>,
+    q: &[Rows<'_>],
+    out: &mut [RowsMut<'_>],
+    mut sums: Option<ColumnSums<'_>>,
+    _scratch: &mut Scratch,
+) -> Result<(), KernelError> {
+    check::prefill(heads, past, fresh_k, fresh_v, q, out, sums.as_ref())?;
+    let (mut k, mut v) = unpack_all(heads, past)?;
+    for i in 0..fresh_k.rows {
+        k.push(fresh_k.row(i).to_vec());
+        v.push(fresh_v.row(i).to_vec());
+        for (q, out) in q.iter().zip(out.iter_mut()) {
+            let w = attend_one(heads, q.row(i), &k, &v, out.row(i));
+            match &mut sums {
+                Some(sums) if i + sums.last_queries >= fresh_k.rows => {
+                    for (sum, w) in sums.out.iter_mut().zip(w) {
+                        *sum += w as f32;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+type Unpacked = Vec<Vec<f32>>;
+
+fn unpack_all(heads: &Heads, segments: &[Segment<'_>]) -> Result<(Unpacked, Unpacked), KernelError> {
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    for s in segments {
+        let mut k = vec![0.0; s.rows * heads.k_dim];
+        let mut v = vec![0.0; s.rows * heads.v_dim];
+        unpack(s.k_codec, heads.k_dim, s.k, &mut k)?;
+        unpack(s.v_codec, heads.v_dim, s.v, &mut v)?;
+        keys.extend(k.chunks_exact(heads.k_dim).map(<[f32]>::to_vec));
+        values.extend(v.chunks_exact(heads.v_dim).map(<[f32]>::to_vec));
+    }
+    Ok((keys, values))
+}
+
+/// One query over all given rows: softmax(scale · q·k, capped) · v. Returns the weights.
+fn attend_one(heads: &Heads, q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], out: &mut [f32]) -> Vec<f64> {
+    let score = |k: &Vec<f32>| {
+        let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+        let score = dot * f64::from(heads.scale);
+        heads
+            .softcap
+            .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+    };
+    let scores: Vec<f64> = k.iter().map(score).collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exps: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    let weights: Vec<f64> = exps.iter().map(|e| e / sum).collect();
+    for (d, out) in out.iter_mut().enumerate() {
+        *out = weights
+            .iter()
+            .zip(v)
+            .map(|(w, v)| w * f64::from(v[d]))
+            .sum::<f64>() as f32;
+    }
+    weights
+}

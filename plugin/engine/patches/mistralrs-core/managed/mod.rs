@@ -1,0 +1,263 @@
+//! Managed sequences: their KV cache lives behind `cinch_hooks`, not in tensors of the engine.
+//!
+//! A layer's `append` does not store anything. It leaves the rows' handles for `run_attention`, which
+//! the same model calls next, in the same layer, on the same thread; that hands q, k and v to the
+//! installed policy. An entry still there at the next `append` means that the architecture goes round
+//! `run_attention`: an error, never a silent fallback.
+
+mod prefix;
+mod schedule;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor, TensorId};
+use cinch_hooks::{AttendParams, LayerShape, Qkv, SequenceCache, SequenceInfo};
+
+use crate::attention::SdpaParams;
+use crate::kv_cache::{EitherCache, KvCache};
+use crate::paged_attention::KvCacheLayout;
+use crate::pipeline::Pipeline;
+use crate::sequence::Sequence;
+
+pub(crate) use prefix::ManagedPrefixes;
+pub(crate) use schedule::schedule;
+
+type Rows = Arc<Vec<Arc<dyn SequenceCache>>>;
+
+/// One layer of a batch of managed sequences.
+#[derive(Clone)]
+pub struct ManagedCache {
+    rows: Rows,
+    layer: usize,
+}
+
+impl fmt::Debug for ManagedCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ManagedCache {{ layer: {}, rows: {} }}", self.layer, self.rows.len())
+    }
+}
+
+/// What `append` left for `run_attention`.
+struct Pending {
+    k: TensorId,
+    cache: ManagedCache,
+}
+
+thread_local! {
+    static PENDING: RefCell<Option<Pending>> = const { RefCell::new(None) };
+    /// The mask last found to be causal: every layer of a forward pass brings the same tensor.
+    static CAUSAL: RefCell<Option<TensorId>> = const { RefCell::new(None) };
+}
+
+/// Whether sequences of this process are managed.
+pub(crate) fn installed() -> bool {
+    cinch_hooks::installed().is_some()
+}
+
+impl ManagedCache {
+    pub(crate) fn append(&self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let left = PENDING.with(|pending| {
+            pending.replace(Some(Pending { k: k.id(), cache: self.clone() }))
+        });
+        if let Some(left) = left {
+            PENDING.with(RefCell::take);
+            candle_core::bail!(
+                "this architecture can't be managed: layer {} appended K and V but did not attend through \
+                 run_attention with them (MLA, cross-attention and similar are not supported)",
+                left.cache.layer
+            );
+        }
+        Ok((k.clone(), v.clone()))
+    }
+
+    /// Tokens seen, as masks and positions need it: the longest row's.
+    pub(crate) fn seen(&self) -> usize {
+        self.rows.iter().map(|row| row.seen(self.layer)).max().unwrap_or(0)
+    }
+
+    /// Takes the handles that `append` left for `k`, if it left any.
+    pub(crate) fn take(k: &Tensor) -> Result<Option<Self>> {
+        PENDING.with(|pending| {
+            let mut pending = pending.borrow_mut();
+            match pending.take() {
+                None => Ok(None),
+                Some(entry) if entry.k == k.id() => Ok(Some(entry.cache)),
+                Some(entry) => candle_core::bail!(
+                    "this architecture can't be managed: layer {} attends with another K than it appended \
+                     (it changes K after the cache)",
+                    entry.cache.layer
+                ),
+            }
+        })
+    }
+
+    pub(crate) fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Option<&Tensor>,
+        sdpa: &SdpaParams,
+    ) -> Result<Tensor> {
+        let Some(policy) = cinch_hooks::installed() else {
+            candle_core::bail!("a managed cache without an installed policy");
+        };
+        if sdpa.sinks.is_some() {
+            candle_core::bail!("attention sinks in the model's weights can't be managed (layer {})", self.layer);
+        }
+        let seen = self.seen();
+        if let Some(window) = sdpa.sliding_window.filter(|window| seen + q.dim(2).unwrap_or(0) > *window) {
+            candle_core::bail!("layer {}: a sliding window of {window} tokens can't be managed", self.layer);
+        }
+        check_causal(mask, q.dim(2)?, seen)?;
+        let params = AttendParams {
+            scale: sdpa.softmax_scale,
+            // mistral.rs writes "no cap" as None and as 1.0.
+            softcap: sdpa.softcap.filter(|cap| *cap != 1.0),
+        };
+        policy
+            .attend(self.layer, &self.rows, Qkv { q, k, v }, &params)
+            .map_err(candle_core::Error::wrap)
+    }
+}
+
+/// Refuses every mask but the causal one over `seen` past and `fresh` new tokens.
+fn check_causal(mask: Option<&Tensor>, fresh: usize, seen: usize) -> Result<()> {
+    let Some(mask) = mask else {
+        if fresh == 1 {
+            return Ok(());
+        }
+        candle_core::bail!("attention over {fresh} new tokens without a mask can't be managed: it is not causal");
+    };
+    if CAUSAL.with(|known| *known.borrow() == Some(mask.id())) {
+        return Ok(());
+    }
+    let dims = mask.dims();
+    let total = seen + fresh;
+    // (1, 1) is upstream's placeholder where a flash kernel applies causality itself.
+    let placeholder = dims == [1, 1] && fresh > 1;
+    if !placeholder {
+        let fits = dims.len() >= 2
+            && dims[dims.len() - 2..] == [fresh, total]
+            && dims[..dims.len() - 2].iter().all(|d| *d == 1);
+        if !fits {
+            candle_core::bail!("mask of shape {dims:?} can't be managed: expected a causal mask of [{fresh}, {total}]");
+        }
+        let values = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let causal = values.chunks_exact(total).enumerate().all(|(i, row)| {
+            let (open, closed) = row.split_at(seen + i + 1);
+            open.iter().all(|x| *x == 0.0) && closed.iter().all(|x| *x == f32::NEG_INFINITY)
+        });
+        if !causal {
+            candle_core::bail!("this mask can't be managed: it is not plain causal (sliding window, images or chunks)");
+        }
+    }
+    CAUSAL.with(|known| known.replace(Some(mask.id())));
+    Ok(())
+}
+
+/// The handles of one sequence as the engine keeps them: one entry a layer.
+pub(crate) fn layers(cache: &Arc<dyn SequenceCache>, layers: usize) -> Vec<Option<KvCache>> {
+    let rows: Rows = Arc::new(vec![cache.clone()]);
+    (0..layers)
+        .map(|layer| Some(KvCache::Managed(ManagedCache { rows: rows.clone(), layer })))
+        .collect()
+}
+
+/// The handle of a managed sequence.
+pub(crate) fn handle(seq: &mut Sequence) -> Option<Arc<dyn SequenceCache>> {
+    match seq.normal_cache().first() {
+        Some(Some(KvCache::Managed(managed))) => managed.rows.first().cloned(),
+        _ => None,
+    }
+}
+
+/// Puts the handles of `seqs` in the model's cache: nothing is copied. False if they are not managed.
+pub(crate) fn gather<'a>(
+    cache: &mut [KvCache],
+    seqs: impl Iterator<Item = &'a mut Sequence>,
+) -> bool {
+    if !installed() {
+        return false;
+    }
+    let Some(rows) = seqs.map(handle).collect::<Option<Vec<_>>>() else {
+        return false;
+    };
+    // Whatever an aborted forward pass left behind belongs to no batch any more.
+    PENDING.with(RefCell::take);
+    let rows: Rows = Arc::new(rows);
+    for (layer, slot) in cache.iter_mut().enumerate() {
+        *slot = KvCache::Managed(ManagedCache { rows: rows.clone(), layer });
+    }
+    true
+}
+
+/// What the plugin is told of a new sequence, or why its model can't be managed.
+pub(crate) fn describe(
+    pipeline: &dyn Pipeline,
+    request: usize,
+    sequence: usize,
+    choice: usize,
+    prompt_tokens: usize,
+) -> std::result::Result<SequenceInfo, String> {
+    let refuse = |reason: &str| Err(format!("this model can't be managed by a KV-cache policy: {reason}"));
+    let EitherCache::Normal(normal) = pipeline.cache() else {
+        return refuse("it keeps recurrent state or a cache of its own kind (hybrid, x-lora)");
+    };
+    let metadata = pipeline.get_metadata();
+    let Some(model) = metadata.model_metadata.as_ref() else {
+        return refuse("it does not say how its heads are shaped");
+    };
+    if matches!(model.kv_cache_layout(), KvCacheLayout::Mla { .. }) {
+        return refuse("multi-head latent attention (MLA) has a compressed cache of its own");
+    }
+    let normal = normal.lock().map_err(|_| "the model's cache lock is poisoned".to_string())?;
+    let mut layers = Vec::with_capacity(normal.0.len());
+    for (layer, cache) in normal.0.iter().enumerate() {
+        match cache {
+            KvCache::Normal { .. } | KvCache::Managed(_) => layers.push(LayerShape {
+                kv_heads: model.num_kv_heads_for_layer(layer),
+                k_dim: model.k_head_dim_for_layer(layer),
+                v_dim: model.v_head_dim_for_layer(layer),
+            }),
+            KvCache::Rotating { .. } => {
+                return refuse(&format!("layer {layer} has a sliding-window (rotating) cache"))
+            }
+            KvCache::Shared { owner } => {
+                return refuse(&format!("layer {layer} shares the cache of layer {owner}"))
+            }
+        }
+    }
+    Ok(SequenceInfo {
+        request,
+        sequence,
+        choice,
+        prompt_tokens,
+        layers,
+        dtype: metadata.activation_dtype,
+        device: pipeline.device(),
+    })
+}
+
+/// Opens a managed sequence's cache; `None` when no policy is installed.
+pub(crate) fn open(
+    pipeline: &dyn Pipeline,
+    request: usize,
+    sequence: usize,
+    choice: usize,
+    prompt_tokens: usize,
+) -> std::result::Result<Option<(SequenceInfo, Arc<dyn SequenceCache>)>, String> {
+    let Some(policy) = cinch_hooks::installed() else {
+        return Ok(None);
+    };
+    let info = describe(pipeline, request, sequence, choice, prompt_tokens)?;
+    let cache = policy.open(&info).map_err(|err| err.to_string())?;
+    Ok(Some((info, cache)))
+}
+
+/// A layer alone can't be truncated: its sequence is forked first, then truncated in all layers.
+pub(crate) fn refuse_set_len(len: usize) -> Result<()> {
+    candle_core::bail!("a managed layer can't be cut to {len} tokens: its sequence is forked and truncated instead")
+}

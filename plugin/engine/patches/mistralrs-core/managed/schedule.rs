@@ -1,0 +1,56 @@
+//! Scheduling of managed sequences. Rows keep their own caches, so sequences of different lengths decode
+//! in one batch; upstream buckets by exact length and lets them take turns.
+
+use std::sync::atomic::Ordering;
+
+use crate::engine::TERMINATE_ALL_NEXT_STEP;
+use crate::sequence::{Sequence, SequenceState, StopReason};
+
+/// Prompt tokens that may be prefilled between two decode steps, unless one prompt alone is longer.
+/// Decoding requests wait for them: a bound on their inter-token latency.
+const PREFILL_TOKENS: usize = 2048;
+
+/// Splits all sequences into those that run now (every completion, then one bucket of equally long
+/// prompts) and those that wait, in order of arrival.
+pub(crate) fn schedule(
+    running: Vec<Sequence>,
+    waiting: Vec<Sequence>,
+    max_running: usize,
+) -> (Vec<Sequence>, Vec<Sequence>) {
+    let (mut completions, unfinished): (Vec<_>, Vec<_>) = running
+        .into_iter()
+        .filter(|seq| seq.is_running() || seq.is_prompt())
+        .partition(Sequence::is_completion);
+    if TERMINATE_ALL_NEXT_STEP.swap(false, Ordering::SeqCst) {
+        for seq in &completions {
+            seq.set_state(SequenceState::Done(StopReason::Canceled));
+        }
+    }
+    let mut queue = unfinished;
+    queue.extend(waiting);
+    queue.sort_by_key(|seq| *seq.id());
+
+    let mut prompts: Vec<Sequence> = Vec::new();
+    let mut tokens = 0;
+    let mut rest = Vec::new();
+    for seq in queue {
+        let room = completions.len() + prompts.len() < max_running;
+        let same_bucket = prompts.first().is_none_or(|first| {
+            first.len() == seq.len()
+                && first.token_offset() == seq.token_offset()
+                && first.return_raw_logits == seq.return_raw_logits
+                && tokens + seq.len() <= PREFILL_TOKENS
+                && !(first.has_images() || seq.has_images())
+        });
+        if room && same_bucket {
+            // Upstream's own state for both kinds of prompt: with and without a reused prefix.
+            seq.set_state(SequenceState::RunningPrompt);
+            tokens += seq.len();
+            prompts.push(seq);
+        } else {
+            rest.push(seq);
+        }
+    }
+    completions.append(&mut prompts);
+    (completions, rest)
+}

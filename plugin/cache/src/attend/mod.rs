@@ -1,0 +1,228 @@
+//! One step of a batch at one layer, in two phases. First attention: a prefill attends to what is stored
+//! and to its fresh rows exactly as they came, and changes nothing; a decoded token is appended and then
+//! attended to. Then settling: prefill rows are appended, scores grow, and layers whose turn it is compact
+//! themselves, layer by layer, so a long prompt is never held uncompressed in more than one.
+//!
+//! Invariant: an error in the first phase leaves every row as it was.
+
+mod cpu;
+mod device;
+mod host;
+mod settle;
+
+use std::sync::{Arc, MutexGuard};
+
+use candle_core::{Device, Tensor};
+use cinch_hooks::{AttendParams, HookError, Qkv, SequenceCache};
+use cinch_kernels::Heads;
+use rayon::prelude::*;
+
+use crate::layer::{Layer, OBSERVED_QUERIES};
+use crate::registry::lock;
+use crate::sequence::Sequence;
+use crate::shared::Core;
+use host::{Geometry, View, readable};
+
+/// Multiply-adds below which waking other threads costs more than it saves.
+const SERIAL_WORK: usize = 1 << 16;
+
+/// What both phases need to know of a step.
+pub(crate) struct Step<'a> {
+    core: &'a Core,
+    layer: usize,
+    geometry: Geometry,
+    heads: Heads,
+    q: View<'a>,
+    k: View<'a>,
+    v: View<'a>,
+    /// Multiply-adds of this step's attention, roughly.
+    work: usize,
+}
+
+impl Step<'_> {
+    /// Runs `f` on every task, on several threads if there is enough to do.
+    fn run<T: Send>(
+        &self,
+        tasks: &mut [T],
+        f: impl Fn(&mut T) -> Result<(), HookError> + Sync + Send,
+    ) -> Result<(), HookError> {
+        if tasks.len() < 2 || self.work < SERIAL_WORK {
+            return tasks.iter_mut().try_for_each(f);
+        }
+        let parallel = || tasks.par_iter_mut().with_max_len(1).try_for_each(f);
+        match &self.core.pool {
+            Some(pool) => pool.install(parallel),
+            None => parallel(),
+        }
+    }
+}
+
+/// Attention weights received by each row's keys: summed over all query heads where the layer keeps
+/// scores, else a head at a time.
+pub(crate) enum Sums {
+    Layer(Vec<f32>),
+    Heads(Vec<Vec<f32>>),
+}
+
+/// Appends, attends, compacts.
+pub(crate) fn attend(
+    core: &Arc<Core>,
+    layer: usize,
+    rows: &[Arc<dyn SequenceCache>],
+    qkv: Qkv<'_>,
+    params: &AttendParams,
+) -> Result<Tensor, HookError> {
+    let sequences = sequences(core, rows)?;
+    let geometry = check(layer, &sequences, &qkv)?;
+    let (q, k, v) = (readable(qkv.q)?, readable(qkv.k)?, readable(qkv.v)?);
+    let ((q_storage, q_layout), (k_storage, k_layout), (v_storage, v_layout)) = (
+        q.storage_and_layout(),
+        k.storage_and_layout(),
+        v.storage_and_layout(),
+    );
+    let mut layers = lock_all(&sequences, layer)?;
+    let shape = geometry.shape;
+    let kept: usize = layers
+        .iter()
+        .filter_map(|layer| layer.heads.first())
+        .map(|head| head.kept())
+        .sum();
+    let pairs = geometry.fresh * (kept + geometry.batch * geometry.fresh.div_ceil(2));
+    let step = Step {
+        core,
+        layer,
+        geometry,
+        heads: Heads {
+            q_heads: geometry.group(),
+            k_dim: shape.k_dim,
+            v_dim: shape.v_dim,
+            scale: params.scale,
+            softcap: params.softcap,
+        },
+        q: View::new(&q_storage, q_layout)?,
+        k: View::new(&k_storage, k_layout)?,
+        v: View::new(&v_storage, v_layout)?,
+        work: pairs * geometry.q_heads * (shape.k_dim + shape.v_dim),
+    };
+    for (sequence, layer) in sequences.iter().zip(&mut layers) {
+        let plan = sequence.plan(layer);
+        if plan.id != layer.plan.id {
+            layer.adopt_plan(&core.ledger, &plan, sequence.dtype, geometry.group());
+        }
+    }
+    let before: Vec<usize> = layers
+        .iter()
+        .map(|layer| layer.heads.first().map_or(0, |h| h.kept()))
+        .collect();
+    let on_cpu = matches!(qkv.q.device(), Device::Cpu) && !core.settings.force_device_path;
+    let attended = if on_cpu {
+        let mut out = vec![0.0; geometry.batch * geometry.q_heads * geometry.fresh * shape.v_dim];
+        cpu::attend(&step, &mut layers, &mut out).map(|sums| (out, sums))
+    } else {
+        device::attend(&step, &mut layers, qkv.q.device())
+    };
+    let (out, sums) = match attended {
+        Ok(attended) => attended,
+        Err(error) => {
+            for (layer, rows) in layers.iter_mut().zip(before) {
+                layer.heads.iter_mut().for_each(|head| head.truncate(rows));
+            }
+            return Err(error);
+        }
+    };
+    let settled = settle::settle(&step, &mut layers, sums, &out)?;
+    for (sequence, layer_state) in sequences.iter().zip(&layers) {
+        sequence.gauge(layer, layer_state);
+    }
+    drop(layers);
+    settle::report(core, &sequences, &settled);
+    let dims = (geometry.batch, geometry.q_heads, geometry.fresh, shape.v_dim);
+    Ok(Tensor::from_vec(out, dims, &Device::Cpu)?
+        .to_device(qkv.q.device())?
+        .to_dtype(qkv.q.dtype())?)
+}
+
+fn sequences<'a>(
+    core: &Arc<Core>,
+    rows: &'a [Arc<dyn SequenceCache>],
+) -> Result<Vec<&'a Sequence>, HookError> {
+    rows.iter()
+        .enumerate()
+        .map(|(row, cache)| {
+            cache
+                .as_any()
+                .downcast_ref::<Sequence>()
+                .filter(|sequence| Arc::ptr_eq(&sequence.core, core))
+                .ok_or(HookError::ForeignCache { row })
+        })
+        .collect()
+}
+
+fn check(layer: usize, sequences: &[&Sequence], qkv: &Qkv<'_>) -> Result<Geometry, HookError> {
+    let mut geometry = None;
+    for sequence in sequences {
+        let shapes = sequence.shapes();
+        let shape = *shapes.get(layer).ok_or(HookError::Layer {
+            given: layer,
+            layers: shapes.len(),
+        })?;
+        geometry = Some(Geometry::check(qkv, sequences.len(), shape)?);
+    }
+    geometry.ok_or_else(|| HookError::Shape {
+        tensor: "q",
+        given: qkv.q.dims().to_vec(),
+        expected: "at least one row".into(),
+    })
+}
+
+/// Locks one layer of every row, in the order of the sequences' ids so that two batches can't wait for
+/// each other, and hands the guards back in the order of the rows.
+fn lock_all<'a>(sequences: &[&'a Sequence], layer: usize) -> Result<Vec<MutexGuard<'a, Layer>>, HookError> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_unstable_by_key(|row| sequences[*row].id);
+    if order
+        .windows(2)
+        .any(|pair| sequences[pair[0]].id == sequences[pair[1]].id)
+    {
+        return Err(HookError::Shape {
+            tensor: "rows",
+            given: vec![sequences.len()],
+            expected: "each sequence once in a batch".into(),
+        });
+    }
+    let mut guards: Vec<(usize, MutexGuard<'a, Layer>)> = order
+        .into_iter()
+        .map(|row| (row, lock(&sequences[row].layers[layer])))
+        .collect();
+    guards.sort_unstable_by_key(|(row, _)| *row);
+    Ok(guards.into_iter().map(|(_, guard)| guard).collect())
+}
+
+/// How many of a step's last queries count in a layer's scores.
+fn observed(layer: &Layer) -> usize {
+    if layer.head_scores() {
+        usize::MAX
+    } else {
+        OBSERVED_QUERIES
+    }
+}
+
+/// A head's or a layer's share of the sums, added up.
+fn add(to: &mut [f32], from: &[f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += from;
+    }
+}
+
+/// Collects per-head sums as a layer's scores need them.
+fn collect(layer: &Layer, heads: Vec<Vec<f32>>) -> Sums {
+    if layer.head_scores() {
+        return Sums::Heads(heads);
+    }
+    let mut heads = heads.into_iter();
+    let mut total = heads.next().unwrap_or_default();
+    for head in heads {
+        add(&mut total, &head);
+    }
+    Sums::Layer(total)
+}

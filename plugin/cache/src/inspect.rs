@@ -1,0 +1,90 @@
+//! A look inside a sequence's stores, for tests and debugging: which positions each head kept, in which
+//! blocks, and with which scores.
+
+use cinch_hooks::SequenceCache;
+use cinch_kernels::Codec;
+
+use crate::layer::Layer;
+use crate::registry::lock;
+use crate::sequence::Sequence;
+use crate::store::{Column, Head};
+
+/// One layer of a sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerView {
+    /// Tokens processed.
+    pub seen: usize,
+    /// The shortest length a truncation can still reach.
+    pub reachable_from: usize,
+    /// Accumulated attention of each row as the mean over query heads; `None`: heads have their own.
+    pub scores: Option<Vec<f32>>,
+    /// One a KV head.
+    pub heads: Vec<HeadView>,
+    /// Bytes allocated.
+    pub bytes: usize,
+}
+
+/// One KV head's rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadView {
+    /// Position of each kept row, strictly increasing.
+    pub positions: Vec<u32>,
+    /// Accumulated attention of each row over the query heads that share this head.
+    pub scores: Option<Vec<f32>>,
+    /// Blocks in order.
+    pub blocks: Vec<BlockView>,
+    /// Bytes allocated.
+    pub bytes: usize,
+}
+
+/// A run of rows in one codec pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockView {
+    /// Codec of K.
+    pub k: Codec,
+    /// Codec of V.
+    pub v: Codec,
+    /// Rows held.
+    pub rows: usize,
+    /// Rows allocated.
+    pub capacity: usize,
+    /// Bytes allocated, header included.
+    pub bytes: usize,
+}
+
+pub(crate) fn inspect(cache: &dyn SequenceCache) -> Option<Vec<LayerView>> {
+    let sequence = cache.as_any().downcast_ref::<Sequence>()?;
+    Some(sequence.layers.iter().map(|layer| view(&lock(layer))).collect())
+}
+
+fn view(layer: &Layer) -> LayerView {
+    LayerView {
+        seen: layer.seen,
+        reachable_from: layer.evicted_at,
+        scores: layer.scores.as_ref().map(|scores| scores.as_slice().to_vec()),
+        heads: layer.heads.iter().map(head_view).collect(),
+        bytes: layer.bytes(),
+    }
+}
+
+fn head_view(head: &Head) -> HeadView {
+    HeadView {
+        positions: match head.positions() {
+            Some(positions) => positions.to_vec(),
+            None => (0..head.kept() as u32).collect(),
+        },
+        scores: head.scores.as_ref().map(Column::as_slice).map(<[f32]>::to_vec),
+        blocks: head
+            .blocks()
+            .iter()
+            .map(|block| BlockView {
+                k: block.pair().k,
+                v: block.pair().v,
+                rows: block.rows(),
+                capacity: block.capacity(),
+                bytes: block.bytes(),
+            })
+            .collect(),
+        bytes: head.bytes(),
+    }
+}

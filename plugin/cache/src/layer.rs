@@ -1,0 +1,156 @@
+//! One layer of one sequence: its heads and the attention statistics a later selection needs.
+//!
+//! Statistics are one accumulated weight a row, kept per layer (the mean over query heads) until a
+//! policy needs them per head. Invariant: without per-head scores all heads keep the same rows, so the
+//! layer's scores fit each of them.
+
+use std::sync::Arc;
+
+use candle_core::DType;
+use cinch_hooks::{HookError, LayerShape};
+
+use crate::plan::Plan;
+use crate::select::{self, Rows};
+use crate::store::{Column, Dims, Head, Ledger, Rebuilt, Targets};
+
+/// Prompt queries whose weights count where scores are kept per layer: the observation window of SnapKV
+/// (arXiv 2404.14469, section 4) at its largest, cheap enough to be on for every request.
+pub(crate) const OBSERVED_QUERIES: usize = 64;
+
+/// One layer of one sequence.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) shape: LayerShape,
+    /// Tokens this layer has processed.
+    pub(crate) seen: usize,
+    /// The plan it last compacted itself by.
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) targets: Targets,
+    /// The plan changed and this layer has not compacted itself by it yet.
+    pub(crate) pending: bool,
+    /// `seen` at the last eviction; 0: none yet. No way back before it.
+    pub(crate) evicted_at: usize,
+    /// Tokens since eviction was last considered.
+    pub(crate) since: usize,
+    pub(crate) heads: Vec<Head>,
+    /// Mean weight over query heads, where no head has scores of its own.
+    pub(crate) scores: Option<Column<f32>>,
+}
+
+/// What a step asks of every head after attention.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Compaction {
+    pub(crate) evict: bool,
+    pub(crate) pack: bool,
+}
+
+impl Layer {
+    pub(crate) fn new(ledger: &Arc<Ledger>, shape: LayerShape, plan: &Arc<Plan>, dtype: DType) -> Self {
+        let dims = Dims {
+            k: shape.k_dim,
+            v: shape.v_dim,
+        };
+        let mut layer = Self {
+            shape,
+            seen: 0,
+            plan: plan.clone(),
+            targets: plan.targets(dtype),
+            pending: false,
+            evicted_at: 0,
+            since: 0,
+            heads: (0..shape.kv_heads).map(|_| Head::new(ledger, dims)).collect(),
+            scores: Some(Column::new(ledger)),
+        };
+        if plan.head_scores() {
+            layer.split_scores(ledger, 1.0);
+        }
+        layer
+    }
+
+    /// Whether each head has scores of its own.
+    pub(crate) fn head_scores(&self) -> bool {
+        self.scores.is_none()
+    }
+
+    /// Gives each head the layer's scores to go on with. `group` query heads share a KV head, and a head's
+    /// own scores are sums over them.
+    pub(crate) fn split_scores(&mut self, ledger: &Arc<Ledger>, group: f32) {
+        if let Some(scores) = self.scores.take() {
+            for head in &mut self.heads {
+                let seeded = scores.as_slice().iter().map(|score| score * group).collect();
+                head.scores = Some(Column::from_vec(ledger, seeded));
+            }
+        }
+    }
+
+    /// Takes over another plan; what it asks for happens at the compaction of this step.
+    pub(crate) fn adopt_plan(&mut self, ledger: &Arc<Ledger>, plan: &Arc<Plan>, dtype: DType, group: usize) {
+        self.plan = plan.clone();
+        self.targets = plan.targets(dtype);
+        self.pending = true;
+        if plan.head_scores() {
+            self.split_scores(ledger, group as f32);
+        }
+    }
+
+    /// Bytes allocated for this layer.
+    pub(crate) fn bytes(&self) -> usize {
+        self.heads.iter().map(Head::bytes).sum::<usize>() + self.scores.as_ref().map_or(0, Column::bytes)
+    }
+
+    /// Forgets positions `seen..`; the caller has checked that it can.
+    pub(crate) fn truncate(&mut self, seen: usize) {
+        let rows = self.heads.first().map_or(0, |head| head.rows_before(seen));
+        for head in &mut self.heads {
+            head.truncate(head.rows_before(seen));
+        }
+        if let Some(scores) = &mut self.scores {
+            scores.truncate(rows);
+        }
+        self.seen = self.seen.min(seen);
+        self.since = self.since.min(self.seen - self.evicted_at.min(self.seen));
+    }
+
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            shape: self.shape,
+            seen: self.seen,
+            plan: self.plan.clone(),
+            targets: self.targets,
+            pending: self.pending,
+            evicted_at: self.evicted_at,
+            since: self.since,
+            heads: self.heads.iter().map(Head::fork).collect(),
+            scores: self.scores.as_ref().map(Column::duplicate),
+        }
+    }
+}
+
+/// Compacts one head after attention; `seen` counts this step's tokens, `scores` are the layer's where
+/// the head has none. Answers with the rows kept if any were dropped.
+pub(crate) fn compact(
+    head: &mut Head,
+    plan: &Plan,
+    targets: &Targets,
+    what: Compaction,
+    seen: usize,
+) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
+    let mut keep = None;
+    if let Some((method, budget)) = plan.budget(seen).filter(|_| what.evict)
+        && budget.total < head.kept()
+    {
+        let scores = head.scores.as_ref().map_or(&[][..], Column::as_slice);
+        let rows = Rows {
+            positions: head.positions(),
+            kept: head.kept(),
+            seen,
+            scores,
+        };
+        keep = Some(select::keep(method, rows, budget));
+    }
+    if keep.is_none() && !what.pack {
+        return Ok((Rebuilt::default(), None));
+    }
+    let rebuilt = head.compact(keep.as_deref(), targets)?;
+    Ok((rebuilt, keep))
+}

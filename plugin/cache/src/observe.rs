@@ -1,0 +1,53 @@
+//! The live quality proxy: what a compression did to the attention output of queries still at hand,
+//! exact against compressed. Nothing is reported that was not measured.
+
+use cinch_hooks::HookError;
+use cinch_kernels::{Heads, attend_decode};
+
+use crate::error::kernel;
+use crate::store::Head;
+
+/// Prompt queries measured, the last ones: those the first generated token depends on most.
+pub(crate) const WINDOW: usize = 8;
+
+/// Told of measurements as they happen, so that they can feed a histogram.
+pub trait Observer: Send + Sync {
+    /// A compression changed the attention output of `class` by this relative L2 error (0: not at all).
+    fn attention_error(&self, class: &str, value: f64);
+}
+
+/// A query, the output it had, and the rows of the compressed store it may see.
+pub(crate) struct Probe<'a> {
+    /// q_heads × k_dim.
+    pub(crate) q: Vec<f32>,
+    /// One output a query head.
+    pub(crate) exact: Vec<&'a [f32]>,
+    /// The query's position.
+    pub(crate) position: usize,
+}
+
+/// Relative L2 error over all probes: ‖exact − compressed‖ / ‖exact‖. `None` if there is nothing to compare.
+pub(crate) fn relative_error(
+    head: &Head,
+    heads: &Heads,
+    probes: &[Probe<'_>],
+) -> Result<Option<f64>, HookError> {
+    let mut weights = Vec::new();
+    let mut out = vec![0.0; heads.q_heads * heads.v_dim];
+    let (mut wrong, mut norm) = (0.0, 0.0);
+    for probe in probes {
+        let segments = head.segments(head.rows_before(probe.position + 1));
+        if segments.is_empty() {
+            continue;
+        }
+        attend_decode(heads, &segments, &probe.q, &mut weights, &mut out).map_err(kernel)?;
+        for (exact, compressed) in probe.exact.iter().zip(out.chunks_exact(heads.v_dim)) {
+            for (a, b) in exact.iter().zip(compressed) {
+                wrong += f64::from(a - b).powi(2);
+                norm += f64::from(*a).powi(2);
+            }
+        }
+    }
+    let error = (wrong / norm).sqrt();
+    Ok(error.is_finite().then_some(error))
+}

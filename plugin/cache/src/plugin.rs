@@ -1,0 +1,318 @@
+//! The plugin as the engine's host sees it: assignments, retunes, figures.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use candle_core::{DType, Tensor};
+use cinch_hooks::{AttendParams, CachePolicy, ForkRole, HookError, Qkv, SequenceCache, SequenceInfo};
+use cinch_protocol::{Bits, Policy, SelectMethod, Store};
+
+use crate::attend;
+use crate::error::{CacheError, RetuneError};
+use crate::inspect::{self, LayerView};
+use crate::observe::Observer;
+use crate::plan::Plan;
+use crate::registry::{Assignment, Found, Request, RequestSnapshot};
+use crate::sequence::{Owner, Sequence};
+use crate::settings::PluginSettings;
+use crate::shared::Core;
+use crate::totals::Totals;
+
+/// The cache plugin. One per process is installed in the engine.
+pub struct Plugin {
+    core: Arc<Core>,
+}
+
+/// What a retune will do and can't do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetuneReceipt {
+    /// Grows with every plan made: the policy is applied when a snapshot of the request says so.
+    pub epoch: u64,
+    /// What can't be undone, where statistics come from, which method stands in.
+    pub notes: Vec<String>,
+    /// Bytes the request held when it was retuned.
+    pub bytes_before: usize,
+}
+
+impl Plugin {
+    /// A plugin that serves requests nobody assigned with `default`.
+    ///
+    /// # Errors
+    /// A setting or the default policy out of range, or threads that can't be started.
+    pub fn new(settings: PluginSettings, default: Assignment) -> Result<Arc<Self>, CacheError> {
+        settings.validate()?;
+        let plan = Arc::new(Plan::compile(1, default.level, default.policy)?);
+        let pool = settings
+            .threads
+            .map(|threads| {
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .thread_name(|index| format!("cinch-{index}"))
+                    .build()
+                    .map_err(|source| CacheError::Threads { threads, source })
+            })
+            .transpose()?;
+        let core = Core::new(settings, pool, (default.class.clone(), plan));
+        core.registry.counters(&default.class);
+        Ok(Arc::new(Self { core: Arc::new(core) }))
+    }
+
+    fn plan(&self, level: Option<u32>, policy: Policy) -> Result<Arc<Plan>, cinch_protocol::PolicyError> {
+        Ok(Arc::new(Plan::compile(self.core.next_plan(), level, policy)?))
+    }
+
+    /// What requests get that nobody assigned, from now on.
+    ///
+    /// # Errors
+    /// A policy out of range.
+    pub fn set_default(&self, default: Assignment) -> Result<(), CacheError> {
+        let plan = self.plan(default.level, default.policy)?;
+        self.core.registry.counters(&default.class);
+        self.core.set_default((default.class, plan));
+        Ok(())
+    }
+
+    /// Registers a request as queued, before it is sent to the engine.
+    ///
+    /// # Errors
+    /// A policy out of range; [`CacheError::AssignedLate`] if the engine already has the request.
+    pub fn assign(&self, request: usize, assignment: Assignment) -> Result<(), CacheError> {
+        let plan = self.plan(assignment.level, assignment.policy)?;
+        if self.core.registry.assign(request, &assignment.class, plan) {
+            Ok(())
+        } else {
+            Err(CacheError::AssignedLate { request })
+        }
+    }
+
+    /// Says how long a queued request's prompt is, before the engine has opened it.
+    pub fn note_prompt_tokens(&self, request: usize, tokens: usize) {
+        if let Some(Found::Live(request)) = self.core.registry.find(request) {
+            request.note_prompt_tokens(tokens);
+        }
+    }
+
+    /// The response is complete, or the client went away. What it was served with is remembered.
+    pub fn finish(&self, request: usize) {
+        self.core.registry.finish(request);
+    }
+
+    /// Changes the policy of a queued or running request, all its sequences. Every layer compacts itself
+    /// at its next step; tokens already compressed are not restored.
+    ///
+    /// # Errors
+    /// The request is unknown or has finished, or the policy is out of range.
+    pub fn retune(
+        &self,
+        request: usize,
+        level: Option<u32>,
+        policy: Policy,
+    ) -> Result<RetuneReceipt, RetuneError> {
+        let found = match self.core.registry.find(request) {
+            None => return Err(RetuneError::Unknown { request }),
+            Some(Found::Finished(_)) => return Err(RetuneError::Finished { request }),
+            Some(Found::Live(found)) => found,
+        };
+        let plan = self.plan(level, policy)?;
+        let before = found.snapshot();
+        let notes = notes(&before, &plan.policy);
+        let epoch = plan.id;
+        found.set_plan(plan);
+        found.counters.retuned();
+        tracing::debug!(request, epoch, policy = %found.plan().policy, "retuned");
+        Ok(RetuneReceipt {
+            epoch,
+            notes,
+            bytes_before: before.bytes,
+        })
+    }
+
+    /// A live or recently finished request (the last 1024 are remembered).
+    #[must_use]
+    pub fn request(&self, id: usize) -> Option<RequestSnapshot> {
+        self.core.registry.find(id).map(|found| match found {
+            Found::Live(request) | Found::Finished(request) => request.snapshot(),
+        })
+    }
+
+    /// All live requests, by id.
+    #[must_use]
+    pub fn requests(&self) -> Vec<RequestSnapshot> {
+        self.core
+            .registry
+            .live()
+            .iter()
+            .map(|request| request.snapshot())
+            .collect()
+    }
+
+    /// All figures, for metrics.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let (prefix_entries, prefix_bytes) = self.core.prefix_size();
+        let mut totals = Totals {
+            live_bytes: self.core.ledger.live(),
+            peak_bytes: self.core.ledger.peak(),
+            prefix_bytes,
+            prefix_entries,
+            prefix_hits: self.core.prefix.hits.load(Relaxed),
+            prefix_misses: self.core.prefix.misses.load(Relaxed),
+            ..Totals::default()
+        };
+        for (class, counters) in self.core.registry.classes() {
+            totals.classes.insert(class, counters.read());
+        }
+        for request in self.requests() {
+            totals.uncompressed_bytes += request.uncompressed_bytes;
+            totals
+                .classes
+                .entry(request.class.clone())
+                .or_default()
+                .add(&request);
+        }
+        totals
+    }
+
+    /// Who is told of measurements as they happen. Replaces the one before.
+    pub fn set_observer(&self, observer: Box<dyn Observer>) {
+        self.core.set_observer(observer.into());
+    }
+
+    /// A look inside a sequence's stores, one entry a layer; `None` if the cache is not this plugin's kind.
+    /// Waits for a step that runs.
+    #[must_use]
+    pub fn inspect(&self, cache: &dyn SequenceCache) -> Option<Vec<LayerView>> {
+        inspect::inspect(cache)
+    }
+
+    fn serve(&self, info: &SequenceInfo) -> Arc<Request> {
+        self.core.registry.serve(info.request, &self.core.default())
+    }
+}
+
+/// What a retune can't undo and where its statistics come from.
+fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
+    let mut notes = Vec::new();
+    if before.seen == 0 {
+        return notes;
+    }
+    let bits = |policy: &Policy| {
+        let store = if policy.store == Store::Exact { 32 } else { 16 };
+        let of = |bits: Bits| if bits == Bits::B16 { store } else { u32::from(bits) };
+        policy
+            .quantize
+            .as_ref()
+            .map_or((store, store), |q| (of(q.k_bits), of(q.v_bits)))
+    };
+    let (old, new) = (bits(&before.policy), bits(policy));
+    if new.0 > old.0 || new.1 > old.1 {
+        notes.push(format!(
+            "bits: tokens already packed stay at k{} v{}; more bits apply to what comes next",
+            old.0.min(new.0),
+            old.1.min(new.1)
+        ));
+    }
+    if (before.kept as usize) < before.seen {
+        notes.push(format!(
+            "budget: {} of {} tokens seen are evicted on average over layers and heads and do not come back",
+            before.seen - before.kept.round() as usize,
+            before.seen
+        ));
+    }
+    let h2o = |policy: &Policy| {
+        policy
+            .select
+            .as_ref()
+            .is_some_and(|s| s.method == SelectMethod::H2o)
+    };
+    if h2o(policy) && !before.served.iter().any(|served| h2o(&served.policy)) {
+        notes.push(
+            "statistics: every head starts from its layer's mean attention over the last 64 prompt queries \
+             and all decoded tokens; its own is accumulated from now on"
+                .into(),
+        );
+    }
+    notes
+}
+
+impl CachePolicy for Plugin {
+    fn open(&self, info: &SequenceInfo) -> Result<Arc<dyn SequenceCache>, HookError> {
+        check(info)?;
+        Ok(Arc::new(Sequence::open(&self.core, info, self.serve(info))))
+    }
+
+    fn adopt(
+        &self,
+        cache: Arc<dyn SequenceCache>,
+        info: &SequenceInfo,
+    ) -> Result<Arc<dyn SequenceCache>, HookError> {
+        check(info)?;
+        let sequence = cache
+            .as_any()
+            .downcast_ref::<Sequence>()
+            .filter(|sequence| Arc::ptr_eq(&sequence.core, &self.core))
+            .ok_or(HookError::ForeignCache { row: 0 })?;
+        if matches!(sequence.owner(), Owner::Prefix) {
+            // The entry itself stays in the prefix cache.
+            return self.adopt(cache.fork(ForkRole::Sequence)?, info);
+        }
+        if sequence.shapes() != info.layers || sequence.dtype != info.dtype {
+            return Err(HookError::Policy {
+                request: info.request,
+                reason: "a prefix of another model: layers or dtype differ".into(),
+            });
+        }
+        sequence.rehome(self.serve(info), info.prompt_tokens);
+        Ok(cache)
+    }
+
+    fn attend(
+        &self,
+        layer: usize,
+        rows: &[Arc<dyn SequenceCache>],
+        qkv: Qkv<'_>,
+        params: &AttendParams,
+    ) -> Result<Tensor, HookError> {
+        attend::attend(&self.core, layer, rows, qkv, params)
+    }
+
+    fn prefix_cache_limit(&self) -> usize {
+        self.core.settings.prefix_cache_bytes
+    }
+
+    fn prefix_cache_report(&self, _entries: usize, _bytes: usize, lookup_hit: Option<bool>) {
+        match lookup_hit {
+            Some(true) => self.core.prefix.hits.fetch_add(1, Relaxed),
+            Some(false) => self.core.prefix.misses.fetch_add(1, Relaxed),
+            None => 0,
+        };
+    }
+}
+
+/// Whether a model's layers can be stored at all.
+fn check(info: &SequenceInfo) -> Result<(), HookError> {
+    if !matches!(info.dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Err(HookError::DType {
+            tensor: "activations",
+            given: info.dtype,
+        });
+    }
+    let empty = info
+        .layers
+        .iter()
+        .position(|l| l.kv_heads == 0 || l.k_dim == 0 || l.v_dim == 0);
+    match empty {
+        Some(layer) => Err(HookError::Policy {
+            request: info.request,
+            reason: format!(
+                "layer {layer}: given {:?}, allowed: at least one KV head and dimension",
+                info.layers[layer]
+            ),
+        }),
+        None if info.layers.is_empty() => Err(HookError::Policy {
+            request: info.request,
+            reason: "layers: given 0, allowed: at least 1".into(),
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,33 @@
+//! How rows are packed: which codec a policy's bits mean, and that codecs only ever go down for rows
+//! already stored. One method a file.
+
+pub(crate) mod rtn;
+
+use cinch_kernels::Codec;
+use cinch_protocol::{Quantize, QuantizeMethod};
+
+/// Bits a value takes, without scales.
+pub(crate) fn bits(codec: Codec) -> u32 {
+    match codec {
+        Codec::F32 => 32,
+        Codec::F16 | Codec::Bf16 => 16,
+        Codec::Int8 => 8,
+        Codec::Int4 => 4,
+    }
+}
+
+/// The codec a stored row ends up in: information that is gone does not come back, so never one of more bits.
+pub(crate) fn lower(current: Codec, target: Codec) -> Codec {
+    if bits(target) < bits(current) {
+        target
+    } else {
+        current
+    }
+}
+
+/// Codecs of K and V that a policy packs rows into; `None`: they stay in the store's own.
+pub(crate) fn codecs(quantize: &Quantize) -> (Option<Codec>, Option<Codec>) {
+    match quantize.method {
+        QuantizeMethod::Rtn => (rtn::codec(quantize.k_bits), rtn::codec(quantize.v_bits)),
+    }
+}

@@ -1,0 +1,259 @@
+//! One KV head's rows: full-precision sinks, packed blocks, a full-precision recent window. Invariants:
+//! rows are in order of position, positions strictly increase, closed blocks never change.
+
+pub(crate) mod block;
+pub(crate) mod ledger;
+mod rebuild;
+
+use std::sync::Arc;
+
+use cinch_hooks::HookError;
+use cinch_kernels::{Codec, Segment};
+
+pub(crate) use block::{Block, Dims, Pair};
+pub(crate) use ledger::{Column, Ledger};
+pub(crate) use rebuild::Rebuilt;
+
+/// Rows of a closed block at most. A header is then well under 1 % of a packed block's bytes, and a block
+/// rewritten by an eviction is small.
+pub(crate) const BLOCK_ROWS: usize = 256;
+
+/// Rows that a store without quantization opens at a time for decoded tokens.
+const TAIL_ROWS: usize = 64;
+
+/// Which codecs rows end up in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Targets {
+    /// Codec of rows in full precision.
+    pub(crate) store: Codec,
+    /// Codecs of rows between sinks and recent window.
+    pub(crate) packed: Pair,
+    /// First positions that stay in full precision.
+    pub(crate) sinks: usize,
+    /// Last rows that stay in full precision.
+    pub(crate) residual: usize,
+}
+
+impl Targets {
+    pub(crate) fn packs(&self) -> bool {
+        self.packed != Pair::both(self.store)
+    }
+
+    /// Rows packed at a time: the recent window holds `residual ..= residual + batch` rows.
+    fn batch(&self) -> usize {
+        (self.residual / 4).max(16)
+    }
+
+    fn tail_capacity(&self) -> usize {
+        if self.packs() {
+            self.residual + self.batch()
+        } else {
+            TAIL_ROWS
+        }
+    }
+}
+
+/// The rows of one KV head at one layer.
+#[derive(Debug)]
+pub(crate) struct Head {
+    dims: Dims,
+    ledger: Arc<Ledger>,
+    blocks: Vec<Arc<Block>>,
+    kept: usize,
+    /// `None` until the first eviction: row `i` is at position `i`.
+    positions: Option<Column<u32>>,
+    /// Accumulated attention of each row, where this head has scores of its own.
+    pub(crate) scores: Option<Column<f32>>,
+}
+
+impl Head {
+    pub(crate) fn new(ledger: &Arc<Ledger>, dims: Dims) -> Self {
+        Self {
+            dims,
+            ledger: ledger.clone(),
+            blocks: Vec::new(),
+            kept: 0,
+            positions: None,
+            scores: None,
+        }
+    }
+
+    pub(crate) fn kept(&self) -> usize {
+        self.kept
+    }
+
+    pub(crate) fn positions(&self) -> Option<&[u32]> {
+        self.positions.as_ref().map(Column::as_slice)
+    }
+
+    pub(crate) fn blocks(&self) -> &[Arc<Block>] {
+        &self.blocks
+    }
+
+    /// Bytes allocated for this head; blocks shared with a fork count in both.
+    pub(crate) fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.bytes()).sum::<usize>()
+            + self.positions.as_ref().map_or(0, Column::bytes)
+            + self.scores.as_ref().map_or(0, Column::bytes)
+    }
+
+    /// The first `rows` rows as the kernels take them.
+    pub(crate) fn segments(&self, rows: usize) -> Vec<Segment<'_>> {
+        let mut left = rows;
+        let mut segments = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let rows = block.rows().min(left);
+            if rows > 0 {
+                segments.push(block.segment(rows));
+            }
+            left -= rows;
+        }
+        segments
+    }
+
+    /// Rows at positions less than `position`.
+    pub(crate) fn rows_before(&self, position: usize) -> usize {
+        match self.positions() {
+            None => position.min(self.kept),
+            Some(positions) => positions.partition_point(|p| (*p as usize) < position),
+        }
+    }
+
+    /// All rows in f32, K and V.
+    pub(crate) fn unpack(&self) -> Result<(Vec<f32>, Vec<f32>), HookError> {
+        let mut k = Vec::with_capacity(self.kept * self.dims.k);
+        let mut v = Vec::with_capacity(self.kept * self.dims.v);
+        for block in &self.blocks {
+            block.unpack(self.dims, block.rows(), &mut k, &mut v)?;
+        }
+        Ok((k, v))
+    }
+
+    /// Appends contiguous rows at positions `seen..`, in the store's own codec. On an error (a value that
+    /// is not finite) nothing is appended.
+    pub(crate) fn append(
+        &mut self,
+        targets: &Targets,
+        seen: usize,
+        k: &[f32],
+        v: &[f32],
+    ) -> Result<(), HookError> {
+        let Dims { k: k_dim, v: v_dim } = self.dims;
+        let fresh = k.len() / k_dim;
+        let mut done = 0;
+        while done < fresh {
+            let left = fresh - done;
+            let tail = self.tail(targets, left);
+            let rows = tail.room().min(left);
+            let pushed = tail.push(
+                Dims { k: k_dim, v: v_dim },
+                &k[done * k_dim..(done + rows) * k_dim],
+                &v[done * v_dim..(done + rows) * v_dim],
+                rows,
+            );
+            if let Err(error) = pushed {
+                let kept = self.kept;
+                self.kept += done;
+                self.truncate(kept);
+                return Err(error);
+            }
+            done += rows;
+        }
+        self.kept += fresh;
+        if let Some(positions) = &mut self.positions {
+            positions.extend(
+                (seen..seen + fresh)
+                    .map(|p| p as u32)
+                    .collect::<Vec<_>>()
+                    .into_iter(),
+            );
+        }
+        Ok(())
+    }
+
+    /// A block of our own with room for at least one row in the store's codec.
+    fn tail(&mut self, targets: &Targets, fresh: usize) -> &mut Block {
+        let own = Pair::both(targets.store);
+        let usable = self
+            .blocks
+            .last()
+            .is_some_and(|block| block.pair() == own && block.room() > 0);
+        if !usable {
+            // Many rows get blocks of their exact size; a few get room for those that follow.
+            let capacity = fresh.min(BLOCK_ROWS);
+            let capacity = if capacity < TAIL_ROWS {
+                targets.tail_capacity()
+            } else {
+                capacity
+            };
+            self.blocks
+                .push(Arc::new(Block::new(&self.ledger, self.dims, own, capacity)));
+        }
+        let last = self.blocks.len() - 1;
+        let block = &mut self.blocks[last];
+        if Arc::get_mut(block).is_none() {
+            *block = Arc::new(block.duplicate());
+        }
+        Arc::get_mut(block).expect("a block just made has one owner")
+    }
+
+    /// Drops all but the first `rows` rows.
+    pub(crate) fn truncate(&mut self, rows: usize) {
+        if rows >= self.kept {
+            return;
+        }
+        let mut left = rows;
+        let mut whole = 0;
+        while whole < self.blocks.len() && self.blocks[whole].rows() <= left {
+            left -= self.blocks[whole].rows();
+            whole += 1;
+        }
+        if left > 0 {
+            let block = &mut self.blocks[whole];
+            if Arc::get_mut(block).is_none() {
+                *block = Arc::new(block.duplicate());
+            }
+            if let Some(block) = Arc::get_mut(block) {
+                block.truncate(left);
+            }
+            whole += 1;
+        }
+        self.blocks.truncate(whole);
+        self.kept = rows;
+        if let Some(positions) = &mut self.positions {
+            positions.truncate(rows);
+        }
+        if let Some(scores) = &mut self.scores {
+            scores.truncate(rows);
+        }
+    }
+
+    /// Whether the recent window has grown by a batch that should be packed.
+    pub(crate) fn pack_due(&self, targets: &Targets) -> bool {
+        if !targets.packs() {
+            return false;
+        }
+        let own = Pair::both(targets.store);
+        let window: usize = self
+            .blocks
+            .iter()
+            .rev()
+            .take_while(|block| block.pair() == own)
+            .map(|block| block.rows())
+            .sum();
+        let sinks = self.rows_before(targets.sinks);
+        window.min(self.kept - sinks) >= targets.residual + targets.batch()
+    }
+
+    /// An independent continuation that shares the blocks.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            dims: self.dims,
+            ledger: self.ledger.clone(),
+            blocks: self.blocks.clone(),
+            kept: self.kept,
+            positions: self.positions.as_ref().map(Column::duplicate),
+            scores: self.scores.as_ref().map(Column::duplicate),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Compaction of one head: rows that stay are regrouped in blocks, each row in the codec its place asks
+//! for. Whole blocks that need no change are kept as they are, so a fork goes on sharing them; K and V of
+//! rows already stored never gain bits.
+
+use std::sync::Arc;
+
+use cinch_hooks::HookError;
+
+use super::block::Picked;
+use super::{BLOCK_ROWS, Block, Column, Head, Pair, Targets};
+use crate::quantize::lower;
+
+/// Rows of one block that go to one place in one codec pair.
+struct Piece<'a> {
+    source: usize,
+    rows: Picked<'a>,
+    pair: Pair,
+    window: bool,
+}
+
+/// Pieces that become one block.
+struct Group<'a> {
+    pair: Pair,
+    window: bool,
+    rows: usize,
+    pieces: Vec<Piece<'a>>,
+}
+
+/// What a compaction did to one head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Rebuilt {
+    /// Rows dropped.
+    pub(crate) evicted: usize,
+    /// Rows written in a codec of fewer bits.
+    pub(crate) transcoded: usize,
+}
+
+impl Head {
+    /// Keeps the rows at `keep` (strictly increasing; `None`: all) and packs what lies between sinks and
+    /// recent window. On an error nothing has changed.
+    pub(crate) fn compact(&mut self, keep: Option<&[u32]>, targets: &Targets) -> Result<Rebuilt, HookError> {
+        let groups = self.groups(keep, targets);
+        let rows: usize = groups.iter().map(|group| group.rows).sum();
+        let mut rebuilt = Rebuilt {
+            evicted: self.kept - rows,
+            transcoded: 0,
+        };
+        let last = groups.len().wrapping_sub(1);
+        let own = Pair::both(targets.store);
+        let mut scratch = Vec::new();
+        let mut blocks = Vec::with_capacity(groups.len());
+        for (index, group) in groups.iter().enumerate() {
+            rebuilt.transcoded += group
+                .pieces
+                .iter()
+                .filter(|piece| self.blocks[piece.source].pair() != piece.pair)
+                .map(|piece| piece.rows.len())
+                .sum::<usize>();
+            let open = targets.packs() && group.window && group.pair == own && index == last;
+            let capacity = if open {
+                targets.tail_capacity().max(group.rows)
+            } else {
+                group.rows
+            };
+            if let [piece] = &group.pieces[..] {
+                let source = &self.blocks[piece.source];
+                let whole = piece.rows.len() == source.rows() && source.pair() == piece.pair;
+                if whole && (source.capacity() == capacity || index == last) {
+                    blocks.push(source.clone());
+                    continue;
+                }
+            }
+            let mut block = Block::new(&self.ledger, self.dims, group.pair, capacity);
+            for piece in &group.pieces {
+                block.push_from(self.dims, &self.blocks[piece.source], &piece.rows, &mut scratch)?;
+            }
+            blocks.push(Arc::new(block));
+        }
+        drop(groups);
+        self.blocks = blocks;
+        self.kept = rows;
+        if let Some(keep) = keep.filter(|_| rebuilt.evicted > 0) {
+            match &mut self.positions {
+                Some(positions) => positions.gather(keep),
+                None => self.positions = Some(Column::from_vec(&self.ledger, keep.to_vec())),
+            }
+            if let Some(scores) = &mut self.scores {
+                scores.gather(keep);
+            }
+        }
+        Ok(rebuilt)
+    }
+
+    fn groups<'a>(&self, keep: Option<&'a [u32]>, targets: &Targets) -> Vec<Group<'a>> {
+        let total = keep.map_or(self.kept, <[u32]>::len);
+        let sinks = match keep {
+            None => self.rows_before(targets.sinks),
+            Some(keep) => {
+                let before = self.rows_before(targets.sinks);
+                keep.partition_point(|row| (*row as usize) < before)
+            }
+        };
+        let window = if targets.packs() {
+            total.saturating_sub(targets.residual).max(sinks)
+        } else {
+            total
+        };
+        let mut groups: Vec<Group<'a>> = Vec::new();
+        let (mut offset, mut done) = (0, 0);
+        for (source, block) in self.blocks.iter().enumerate() {
+            let mut rows = match keep {
+                None => Picked::Run(0..block.rows()),
+                Some(keep) => {
+                    let end = keep.partition_point(|row| (*row as usize) < offset + block.rows());
+                    Picked::Some {
+                        rows: &keep[done..end],
+                        offset,
+                    }
+                }
+            };
+            offset += block.rows();
+            while rows.len() > 0 {
+                let (edge, protected) = match done {
+                    at if at < sinks => (sinks, true),
+                    at if at < window => (window, false),
+                    _ => (total, true),
+                };
+                let limit = if done >= window { usize::MAX } else { BLOCK_ROWS };
+                let (part, rest) = rows.split_at((edge - done).min(limit));
+                rows = rest;
+                let wanted = if protected {
+                    Pair::both(targets.store)
+                } else {
+                    targets.packed
+                };
+                let pair = Pair {
+                    k: lower(block.pair().k, wanted.k),
+                    v: lower(block.pair().v, wanted.v),
+                };
+                let piece = Piece {
+                    source,
+                    rows: part,
+                    pair,
+                    window: done >= window,
+                };
+                done += piece.rows.len();
+                place(&mut groups, piece);
+            }
+        }
+        groups
+    }
+}
+
+/// Puts a piece behind the last group if it fits in, else in a group of its own.
+fn place<'a>(groups: &mut Vec<Group<'a>>, piece: Piece<'a>) {
+    let rows = piece.rows.len();
+    match groups.last_mut() {
+        Some(group)
+            if group.pair == piece.pair
+                && group.window == piece.window
+                && (piece.window || group.rows + rows <= BLOCK_ROWS) =>
+        {
+            group.rows += rows;
+            group.pieces.push(piece);
+        }
+        _ => groups.push(Group {
+            pair: piece.pair,
+            window: piece.window,
+            rows,
+            pieces: vec![piece],
+        }),
+    }
+}

@@ -197,7 +197,7 @@ pub fn attend_prefill(
         for (q, out) in q.iter().zip(out.iter_mut()) {
             let w = attend_one(heads, q.row(i), &k, &v, out.row(i));
             match &mut sums {
-                Some(sums) if i + sums.last_queries >= fresh_k.rows => {
+                Some(sums) if i.saturating_add(sums.last_queries) >= fresh_k.rows => {
                     for (sum, w) in sums.out.iter_mut().zip(w) {
                         *sum += w as f32;
                     }

@@ -38,10 +38,13 @@ pub fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(),
 
 fn finite(dim: usize, src: &[f32]) -> Result<(), KernelError> {
     // An exponent of all ones is an infinity or a NaN. Integer `or` vectorizes, an early exit would not.
-    let bad = src
-        .iter()
-        .fold(false, |bad, x| bad | (x.to_bits() & 0x7f80_0000 == 0x7f80_0000));
-    match src.iter().position(|x| bad && !x.is_finite()) {
+    let bad = src.iter().fold(0, |bad, x| {
+        bad | u32::from(x.to_bits() & 0x7f80_0000 == 0x7f80_0000)
+    });
+    if bad == 0 {
+        return Ok(());
+    }
+    match src.iter().position(|x| !x.is_finite()) {
         Some(i) => Err(KernelError::NonFinite {
             row: i / dim,
             column: i % dim,

@@ -1,0 +1,252 @@
+//! Packing and unpacking: all implementations agree bit for bit, and errors stay in their bounds.
+
+mod common;
+
+use cinch_kernels::{Codec, GROUP, KernelError, pack, scalar, unpack};
+use common::{DIMS, ROWS, random, rng};
+use half::f16;
+
+/// Inputs that reach every branch: ordinary ones, a large offset, f16 subnormals, saturation, equal
+/// values, both zeros, and one outlier a group.
+fn inputs(n: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let mut rng = rng(n as u64);
+    let normal = random(&mut rng, n, 1.0);
+    let with = |f: &dyn Fn(usize, f32) -> f32| normal.iter().enumerate().map(|(i, x)| f(i, *x)).collect();
+    vec![
+        ("offset", with(&|_, x| 100.0 + 0.01 * x)),
+        ("subnormal", with(&|_, x| 1e-7 * x)),
+        ("underflow", with(&|_, x| 1e-12 * x)),
+        ("saturated", with(&|_, x| 1e6 * x)),
+        (
+            "largest",
+            with(&|i, _| if i % 2 == 0 { f32::MAX } else { f32::MIN }),
+        ),
+        ("constant", vec![0.1; n]),
+        ("exact constant", vec![-0.5; n]),
+        ("zeros", with(&|i, _| if i % 3 == 0 { -0.0 } else { 0.0 })),
+        ("outlier", with(&|i, x| if i % GROUP == 5 { 40.0 * x } else { x })),
+        ("normal", normal.clone()),
+    ]
+}
+
+fn packed(codec: Codec, dim: usize, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0xaa; values.len() / dim * codec.row_bytes(dim)];
+    pack(codec, dim, values, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn implementations_agree_bit_for_bit() {
+    for codec in Codec::ALL {
+        for dim in DIMS {
+            for rows in ROWS {
+                for (name, values) in inputs(rows * dim) {
+                    let bytes = packed(codec, dim, &values);
+                    let mut right = vec![0x55; bytes.len()];
+                    scalar::pack(codec, dim, &values, &mut right).unwrap();
+                    assert!(
+                        bytes == right,
+                        "{codec:?} dim {dim} rows {rows} {name}: packed bytes differ"
+                    );
+
+                    let (mut a, mut b) = (vec![f32::NAN; values.len()], vec![f32::NAN; values.len()]);
+                    unpack(codec, dim, &bytes, &mut a).unwrap();
+                    scalar::unpack(codec, dim, &bytes, &mut b).unwrap();
+                    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert!(
+                        bits(&a) == bits(&b),
+                        "{codec:?} dim {dim} rows {rows} {name}: values differ"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Scale and zero of a value's group, read from the bytes as the format describes them.
+fn parameters(codec: Codec, dim: usize, row: &[u8], i: usize) -> (f64, f64) {
+    let codes = if codec == Codec::Int8 {
+        dim
+    } else {
+        dim.div_ceil(2)
+    };
+    let at = codes + 4 * (i / 32);
+    let read = |at: usize| f16::from_le_bytes([row[at], row[at + 1]]).to_f64();
+    (read(at), read(at + 2))
+}
+
+#[test]
+fn round_trips_stay_within_the_bound() {
+    for codec in Codec::ALL {
+        for dim in DIMS {
+            for (name, values) in inputs(8 * dim) {
+                let bytes = packed(codec, dim, &values);
+                let mut back = vec![0.0; values.len()];
+                unpack(codec, dim, &bytes, &mut back).unwrap();
+                for (i, (x, y)) in values.iter().zip(&back).enumerate() {
+                    let x = match codec {
+                        Codec::F32 | Codec::Bf16 => *x as f64,
+                        _ => x.clamp(-65504.0, 65504.0) as f64,
+                    };
+                    let bound = match codec {
+                        Codec::F32 => 0.0,
+                        // Half an ulp; below the normals, half the smallest subnormal.
+                        Codec::F16 => x.abs() / 2048.0 + 2f64.powi(-25),
+                        // f32::MAX saturates at bf16's largest, 2^-8 below it.
+                        Codec::Bf16 => x.abs() / 256.0,
+                        Codec::Int8 | Codec::Int4 => {
+                            let row = &bytes[i / dim * codec.row_bytes(dim)..][..codec.row_bytes(dim)];
+                            let (scale, zero) = parameters(codec, dim, row, i % dim);
+                            // f32 rounding of (x − zero) / scale, and of the result.
+                            scale * 0.5001 + 2.4e-7 * (x.abs() + zero.abs())
+                        }
+                    };
+                    let error = (x - *y as f64).abs();
+                    assert!(
+                        error <= bound,
+                        "{codec:?} dim {dim} {name} [{i}]: {x} to {y}, {error:e} > {bound:e}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The scale is the range in `levels` steps, at most what rounding of zero and scale to f16 adds.
+#[test]
+fn scales_are_as_small_as_f16_allows() {
+    for (codec, levels) in [(Codec::Int8, 255.0), (Codec::Int4, 15.0)] {
+        for dim in DIMS {
+            for (name, values) in inputs(4 * dim) {
+                let bytes = packed(codec, dim, &values);
+                for (r, row) in values.chunks(dim).enumerate() {
+                    for (g, group) in row.chunks(32).enumerate() {
+                        let (mut min, mut max) = (f64::MAX, f64::MIN);
+                        for x in group {
+                            let x = x.clamp(-65504.0, 65504.0) as f64;
+                            (min, max) = (min.min(x), max.max(x));
+                        }
+                        let stored = &bytes[r * codec.row_bytes(dim)..];
+                        let (scale, zero) = parameters(codec, dim, stored, 32 * g);
+                        let ulp = |x: f64| (x.abs() / 1024.0).max(2f64.powi(-24));
+                        assert!(
+                            zero <= min && min - zero <= ulp(min),
+                            "{codec:?} {dim} {name}: zero {zero} of {min}"
+                        );
+                        let wanted = (max - min + ulp(min)) / levels * 1.000_001;
+                        assert!(
+                            scale <= wanted + ulp(wanted),
+                            "{codec:?} {dim} {name}: scale {scale}, {wanted}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The stored format, byte by byte: 33 values, so a full group and one of a single value.
+#[test]
+fn the_stored_format_does_not_change() {
+    let row: Vec<f32> = (0..33)
+        .map(|i| if i < 32 { (i % 16) as f32 } else { -2.0 })
+        .collect();
+    let one = f16::ONE.to_le_bytes();
+    let minus_two = f16::from_f32(-2.0).to_le_bytes();
+    let mut right: Vec<u8> = (0..16).map(|i| i | i << 4).collect();
+    right.push(0);
+    right.extend([one, [0, 0], [0, 0], minus_two].concat());
+    assert_eq!(packed(Codec::Int4, 33, &row), right);
+
+    // Range 0 to 15 in 255 steps: 15/255 = 0.0588…, rounded up to a multiple of 2^-15.
+    let scale = f16::from_f32(((15.0f32 / 255.0) * 32768.0).ceil() / 32768.0);
+    let mut right: Vec<u8> = (0..32)
+        .map(|i| ((i % 16) as f32 / scale.to_f32()).round() as u8)
+        .collect();
+    right.push(0);
+    right.extend([scale.to_le_bytes(), [0, 0], [0, 0], minus_two].concat());
+    assert_eq!(packed(Codec::Int8, 33, &row), right);
+
+    assert_eq!(packed(Codec::F16, 1, &[1.0]), [0x00, 0x3c]);
+    assert_eq!(packed(Codec::Bf16, 1, &[1.0]), [0x80, 0x3f]);
+    assert_eq!(packed(Codec::F32, 1, &[1.0]), [0x00, 0x00, 0x80, 0x3f]);
+    // An odd short group: 3 values in 2 bytes, the second half starting at value 2.
+    assert_eq!(packed(Codec::Int4, 3, &[0.0, 15.0, 7.0])[..2], [0x70, 0x0f]);
+}
+
+#[test]
+fn saturation_keeps_the_largest_finite_value() {
+    for (codec, largest) in [
+        (Codec::F16, 65504.0),
+        (Codec::Int8, 65504.0),
+        (Codec::Int4, 65504.0),
+    ] {
+        let mut back = [0.0; 2];
+        unpack(codec, 2, &packed(codec, 2, &[1e30, -1e30]), &mut back).unwrap();
+        assert!(
+            (back[0] - largest).abs() <= largest / 512.0 && back[1] == -largest,
+            "{codec:?}: {back:?}"
+        );
+    }
+    let mut back = [0.0; 2];
+    unpack(
+        Codec::Bf16,
+        2,
+        &packed(Codec::Bf16, 2, &[f32::MAX, f32::MIN]),
+        &mut back,
+    )
+    .unwrap();
+    assert_eq!(back, [half::bf16::MAX.to_f32(), half::bf16::MIN.to_f32()]);
+}
+
+#[test]
+fn f16_conversion_is_exact_for_every_bit_pattern() {
+    let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let mut values = vec![0.0; 1 << 16];
+    unpack(Codec::F16, 64, &bytes, &mut values).unwrap();
+    for (bits, x) in (0..=u16::MAX).zip(values) {
+        let right = f16::from_bits(bits).to_f64();
+        assert!(
+            f64::from(x) == right || (x.is_nan() && right.is_nan()),
+            "{bits:#06x}: {x} for {right}"
+        );
+    }
+}
+
+#[test]
+fn non_finite_rows_are_named() {
+    for codec in Codec::ALL {
+        for given in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for (row, column) in [(0, 0), (2, 31), (3, 32), (4, 64)] {
+                let mut values = vec![1.0; 5 * 65];
+                values[row * 65 + column] = given;
+                values[5 * 65 - 1] = given;
+                let mut bytes = vec![0; 5 * codec.row_bytes(65)];
+                for pack in [scalar::pack, pack] {
+                    match pack(codec, 65, &values, &mut bytes) {
+                        Err(KernelError::NonFinite {
+                            row: r,
+                            column: c,
+                            given: g,
+                        }) => {
+                            assert_eq!((r, c, g.to_bits()), (row, column, given.to_bits()));
+                        }
+                        other => panic!("{codec:?} {given}: {other:?}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_and_names() {
+    let sizes = |dim| Codec::ALL.map(|c| c.row_bytes(dim));
+    assert_eq!(sizes(64), [256, 128, 128, 72, 40]);
+    assert_eq!(sizes(65), [260, 130, 130, 77, 45]);
+    assert_eq!(sizes(1), [4, 2, 2, 5, 5]);
+    assert_eq!(
+        Codec::ALL.map(Codec::name),
+        ["f32", "f16", "bf16", "int8", "int4"]
+    );
+}

@@ -1,0 +1,125 @@
+//! What the tests share: seeded inputs, and attention in f64 written from its definition
+//! (Vaswani et al., arXiv 1706.03762, section 3.2.1), independent of the crate's own oracle.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use cinch_kernels::{Codec, Segment, pack, scalar};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// Row widths on either side of every chunk and group size in use.
+pub(crate) const DIMS: [usize; 13] = [1, 2, 31, 32, 33, 48, 63, 64, 65, 80, 96, 128, 256];
+/// Row counts on either side of every tile.
+pub(crate) const ROWS: [usize; 8] = [0, 1, 2, 7, 8, 63, 64, 65];
+
+pub(crate) fn rng(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+/// Roughly normal values with the given spread: sums of uniform ones.
+pub(crate) fn random(rng: &mut StdRng, n: usize, spread: f32) -> Vec<f32> {
+    (0..n)
+        .map(|_| (0..4).map(|_| rng.random_range(-1.0f32..1.0)).sum::<f32>() * 0.87 * spread)
+        .collect()
+}
+
+/// Rows packed in one pair of codecs, with the values they unpack to and those they came from.
+pub(crate) struct Packed {
+    pub(crate) codecs: (Codec, Codec),
+    pub(crate) rows: usize,
+    pub(crate) k: Vec<u8>,
+    pub(crate) v: Vec<u8>,
+    pub(crate) stored_k: Vec<f32>,
+    pub(crate) stored_v: Vec<f32>,
+    pub(crate) exact_k: Vec<f32>,
+    pub(crate) exact_v: Vec<f32>,
+}
+
+impl Packed {
+    pub(crate) fn random(
+        rng: &mut StdRng,
+        codecs: (Codec, Codec),
+        rows: usize,
+        k_dim: usize,
+        v_dim: usize,
+    ) -> Self {
+        let (exact_k, exact_v) = (random(rng, rows * k_dim, 1.0), random(rng, rows * v_dim, 1.0));
+        let store = |codec: Codec, dim: usize, values: &[f32]| {
+            let mut bytes = vec![0; rows * codec.row_bytes(dim)];
+            let mut stored = vec![0.0; rows * dim];
+            pack(codec, dim, values, &mut bytes).unwrap();
+            scalar::unpack(codec, dim, &bytes, &mut stored).unwrap();
+            (bytes, stored)
+        };
+        let ((k, stored_k), (v, stored_v)) =
+            (store(codecs.0, k_dim, &exact_k), store(codecs.1, v_dim, &exact_v));
+        Self {
+            codecs,
+            rows,
+            k,
+            v,
+            stored_k,
+            stored_v,
+            exact_k,
+            exact_v,
+        }
+    }
+
+    pub(crate) fn segment(&self) -> Segment<'_> {
+        let (k_codec, v_codec) = self.codecs;
+        Segment {
+            k_codec,
+            v_codec,
+            rows: self.rows,
+            k: &self.k,
+            v: &self.v,
+        }
+    }
+}
+
+pub(crate) fn joined<'a>(parts: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32> {
+    parts.into_iter().flatten().copied().collect()
+}
+
+/// The f64 attention of one query: returns its weights and its output.
+pub(crate) fn attention(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    v_dim: usize,
+    scale: f32,
+    cap: Option<f32>,
+) -> (Vec<f64>, Vec<f64>) {
+    let mut weights = Vec::new();
+    for key in k.chunks(q.len()) {
+        let mut logit = 0.0f64;
+        for d in 0..q.len() {
+            logit += q[d] as f64 * key[d] as f64;
+        }
+        logit *= scale as f64;
+        if let Some(cap) = cap {
+            logit = cap as f64 * (logit / cap as f64).tanh();
+        }
+        weights.push(logit);
+    }
+    let top = weights.iter().cloned().fold(f64::MIN, f64::max);
+    weights.iter_mut().for_each(|w| *w = (*w - top).exp());
+    let total: f64 = weights.iter().sum();
+    weights.iter_mut().for_each(|w| *w /= total);
+    let mut out = vec![0.0; v_dim];
+    for (w, value) in weights.iter().zip(v.chunks(v_dim)) {
+        for d in 0..v_dim {
+            out[d] += w * value[d] as f64;
+        }
+    }
+    (weights, out)
+}
+
+/// The largest difference.
+pub(crate) fn error(given: &[f32], right: &[f64]) -> f64 {
+    assert_eq!(given.len(), right.len());
+    // Not `max`, which would pass over a NaN.
+    given
+        .iter()
+        .zip(right)
+        .map(|(g, r)| (*g as f64 - r).abs())
+        .fold(0.0, |m, e| if e <= m { m } else { e })
+}

@@ -4,6 +4,12 @@
 //! names the field, what was given and what is allowed.
 #![forbid(unsafe_code)]
 
+mod api;
 mod policy;
+pub mod probe;
 
-pub use policy::{Bits, Policy, PolicyError, Quantize, QuantizeMethod, Select, SelectMethod, Store};
+pub use api::{
+    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Ladder, LadderLevel, Origin, PolicyChange, Problem,
+    RequestState, RequestView, RequestViews, RetuneReport, Served, ServedCache, ServedWith,
+};
+pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Select, SelectMethod, Store};

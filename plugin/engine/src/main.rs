@@ -1,1 +1,7 @@
-fn main(){}
+//! The `cinch` binary. Everything is in the library, where tests reach it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cinch_engine::cli::main()
+}

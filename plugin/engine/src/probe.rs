@@ -3,88 +3,15 @@
 //! forcing), so what is measured is what is served. The hooked and the unhooked engine share this file.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{D, DType, Tensor};
+use cinch_protocol::probe::{Plan, Report, Run, RunReport};
 use mistralrs_core::{
     CustomLogitsProcessor, MistralRs, NormalRequest, Request, RequestMessage, Response, SamplingParams,
 };
-use serde::{Deserialize, Serialize};
-
-/// What to run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Plan {
-    /// Whether the engine may reuse prefixes of finished runs.
-    #[serde(default)]
-    pub prefix_cache: bool,
-    /// Groups run one after another, the runs within a group at once.
-    pub groups: Vec<Vec<Run>>,
-    /// Where to write every step's logits, f32 little endian, run after run; absent: only hashes.
-    #[serde(default)]
-    pub logits: Option<PathBuf>,
-}
-
-/// One request.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Run {
-    /// Name in the report.
-    pub name: String,
-    /// Prompt, as a raw completion.
-    #[serde(default)]
-    pub text: String,
-    /// Prompt as tokens; takes the place of `text` if not empty.
-    #[serde(default)]
-    pub tokens: Vec<u32>,
-    /// New tokens.
-    pub max_tokens: usize,
-    /// Choices.
-    #[serde(default = "one")]
-    pub n: usize,
-    /// Tokens to force instead of the greedy ones; empty: greedy.
-    #[serde(default)]
-    pub force: Vec<u32>,
-}
-
-fn one() -> usize {
-    1
-}
-
-/// What came out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Report {
-    /// Wall time a group, seconds.
-    pub group_seconds: Vec<f64>,
-    /// One a run, in the order of the plan.
-    pub runs: Vec<RunReport>,
-}
-
-/// One request's steps.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RunReport {
-    /// The run's name.
-    pub name: String,
-    /// Prompt tokens, as the engine counted them.
-    pub prompt_tokens: usize,
-    /// Seconds from sending to the first sampled token.
-    pub first_token_seconds: f64,
-    /// Seconds from sending to the last sampled token.
-    pub seconds: f64,
-    /// The prompt as the engine tokenized it.
-    pub prompt: Vec<u32>,
-    /// Greedy (or forced) token of each step of choice 0.
-    pub tokens: Vec<u32>,
-    /// Distance of the two highest logits at each step.
-    pub gaps: Vec<f32>,
-    /// FNV-1a over the bits of each step's logits.
-    pub hashes: Vec<String>,
-    /// The text answered, one a choice.
-    pub texts: Vec<String>,
-}
 
 struct Step {
     token: u32,
@@ -148,9 +75,9 @@ fn top_two(values: &[f32]) -> (u32, f32) {
 }
 
 fn fnv1a(values: &[f32]) -> u64 {
-    values
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, x| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x0100_0000_01b3))
+    values.iter().fold(0xcbf2_9ce4_8422_2325, |hash, x| {
+        (hash ^ u64::from(x.to_bits())).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Runs the plan.
@@ -172,7 +99,10 @@ pub async fn run_with(engine: Arc<MistralRs>, plan: &Plan, before: impl Fn(usize
         )),
         None => None,
     };
-    let mut report = Report { group_seconds: Vec::new(), runs: Vec::new() };
+    let mut report = Report {
+        group_seconds: Vec::new(),
+        runs: Vec::new(),
+    };
     for group in &plan.groups {
         let start = Instant::now();
         let mut open = Vec::new();
@@ -180,7 +110,10 @@ pub async fn run_with(engine: Arc<MistralRs>, plan: &Plan, before: impl Fn(usize
             open.push(send(&engine, run, logits.is_some(), &before).await?);
         }
         for (run, (mut answers, recorder)) in group.iter().zip(open) {
-            let answer = answers.recv().await.with_context(|| format!("{}: the engine went away", run.name))?;
+            let answer = answers
+                .recv()
+                .await
+                .with_context(|| format!("{}: the engine went away", run.name))?;
             let one = collect(run, answer, &recorder, start, logits.as_mut())?;
             report.runs.push(one);
         }
@@ -205,7 +138,11 @@ async fn send(
         seen: Mutex::new((None, Vec::new())),
     });
     let messages = if run.tokens.is_empty() {
-        RequestMessage::Completion { text: run.text.clone(), echo_prompt: false, best_of: None }
+        RequestMessage::Completion {
+            text: run.text.clone(),
+            echo_prompt: false,
+            best_of: None,
+        }
     } else {
         RequestMessage::CompletionTokens(run.tokens.clone())
     };
@@ -219,8 +156,13 @@ async fn send(
     let processor: Arc<dyn CustomLogitsProcessor> = recorder.clone();
     request.logits_processors = Some(vec![processor]);
     before(id);
-    let sender = engine.get_sender(None).map_err(|err| anyhow::anyhow!("{err:?}"))?;
-    sender.send(Request::Normal(Box::new(request))).await.context("the engine's queue is closed")?;
+    let sender = engine
+        .get_sender(None)
+        .map_err(|err| anyhow::anyhow!("{err:?}"))?;
+    sender
+        .send(Request::Normal(Box::new(request)))
+        .await
+        .context("the engine's queue is closed")?;
     Ok((rx, recorder))
 }
 
@@ -237,7 +179,10 @@ fn collect(
         Response::CompletionModelError(err, _) | Response::ModelError(err, _) => bail!("{}: {err}", run.name),
         _ => bail!("{}: an answer of another kind than a completion", run.name),
     };
-    let mut seen = recorder.seen.lock().map_err(|_| anyhow::anyhow!("the recorder's lock is poisoned"))?;
+    let mut seen = recorder
+        .seen
+        .lock()
+        .map_err(|_| anyhow::anyhow!("the recorder's lock is poisoned"))?;
     let (prompt, steps) = &mut *seen;
     if let Some(file) = logits {
         for step in steps.iter() {

@@ -1,0 +1,92 @@
+//! Plans for `cinch probe` and its reports: prompts in, every step's logits (or their hashes) out.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What to run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Whether the engine may reuse prefixes of finished runs.
+    #[serde(default)]
+    pub prefix_cache: bool,
+    /// Groups run one after another, the runs within a group at once.
+    pub groups: Vec<Vec<Run>>,
+    /// Where to write every step's logits, f32 little endian, run after run; absent: only hashes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits: Option<PathBuf>,
+}
+
+/// One request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Name in the report.
+    pub name: String,
+    /// Prompt, as a raw completion.
+    #[serde(default)]
+    pub text: String,
+    /// Prompt as tokens; takes the place of `text` if not empty.
+    #[serde(default)]
+    pub tokens: Vec<u32>,
+    /// New tokens.
+    pub max_tokens: usize,
+    /// Choices.
+    #[serde(default = "one")]
+    pub n: usize,
+    /// Tokens to force instead of the greedy ones; empty: greedy.
+    #[serde(default)]
+    pub force: Vec<u32>,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Run {
+    /// A greedy run of `text`.
+    #[must_use]
+    pub fn greedy(name: impl Into<String>, text: impl Into<String>, max_tokens: usize) -> Self {
+        Self {
+            name: name.into(),
+            text: text.into(),
+            tokens: Vec::new(),
+            max_tokens,
+            n: 1,
+            force: Vec::new(),
+        }
+    }
+}
+
+/// What came out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Wall time a group, seconds.
+    pub group_seconds: Vec<f64>,
+    /// One a run, in the order of the plan.
+    pub runs: Vec<RunReport>,
+}
+
+/// One request's steps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunReport {
+    /// The run's name.
+    pub name: String,
+    /// Prompt tokens, as the engine counted them.
+    pub prompt_tokens: usize,
+    /// Seconds from the group's start to the first sampled token.
+    pub first_token_seconds: f64,
+    /// Seconds from the group's start to the last sampled token.
+    pub seconds: f64,
+    /// The prompt as the engine tokenized it.
+    pub prompt: Vec<u32>,
+    /// Greedy (or forced) token of each step of choice 0.
+    pub tokens: Vec<u32>,
+    /// Distance of the two highest logits at each step.
+    pub gaps: Vec<f32>,
+    /// FNV-1a over the bits of each step's logits.
+    pub hashes: Vec<String>,
+    /// The text answered, one a choice.
+    pub texts: Vec<String>,
+}

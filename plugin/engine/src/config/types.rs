@@ -1,0 +1,262 @@
+//! The settings themselves.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use cinch_protocol::Policy;
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What is served.
+    pub model: Model,
+    /// The OpenAI listener.
+    #[serde(default)]
+    pub server: Server,
+    /// The policy API listener.
+    #[serde(default)]
+    pub api: Api,
+    /// Logs.
+    #[serde(default)]
+    pub log: Log,
+    /// The host engine.
+    #[serde(default)]
+    pub engine: Engine,
+    /// The KV cache.
+    #[serde(default)]
+    pub kv: Kv,
+    /// What is measured beyond the counts.
+    #[serde(default)]
+    pub metrics: Metrics,
+    /// Classes of requests by name; `default` must be there.
+    #[serde(default)]
+    pub class: BTreeMap<String, Class>,
+    /// The ladder: how hard to compress, in steps. Level 0 must be uncompressed.
+    #[serde(default)]
+    pub ladder: Vec<Level>,
+}
+
+/// What is served.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// How it is stored.
+    pub kind: ModelKind,
+    /// The GGUF file, for `kind = "gguf"`.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// Hugging Face id or local folder of safetensors, for `kind = "hf"`.
+    #[serde(default)]
+    pub model_id: Option<String>,
+    /// The name clients ask for; absent: the file's stem or the Hugging Face id.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// A chat template in place of the model's own.
+    #[serde(default)]
+    pub chat_template: Option<PathBuf>,
+    /// Activation dtype.
+    #[serde(default)]
+    pub dtype: DType,
+}
+
+/// How a model is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelKind {
+    /// One GGUF file; tokenizer and chat template inside.
+    Gguf,
+    /// Safetensors, from the Hugging Face hub or a folder.
+    Hf,
+}
+
+/// Activation dtype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// What mistral.rs finds best for the device.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// Brain floats.
+    Bf16,
+}
+
+/// The OpenAI listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Longest request body in bytes.
+    pub max_body_bytes: usize,
+    /// Seconds that running requests get to finish after a stop signal.
+    pub drain_seconds: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            max_body_bytes: 16 << 20,
+            drain_seconds: 10,
+        }
+    }
+}
+
+/// The policy API listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Bearer token; required where `listen` is not loopback.
+    pub token: Option<String>,
+    /// Milliseconds a `PATCH` waits for the running sequences to take up the policy.
+    pub apply_wait_ms: u64,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9180)),
+            token: None,
+            apply_wait_ms: 2000,
+        }
+    }
+}
+
+/// Logs, on standard error.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// How much.
+    pub level: LogLevel,
+}
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Failures.
+    Error,
+    /// And what may become one.
+    Warn,
+    /// And what happens.
+    #[default]
+    Info,
+    /// And mistral.rs' own account of it.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The host engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// Sequences that decode in one batch; the rest wait.
+    pub max_running: usize,
+    /// Whether finished prefixes are kept for reuse.
+    pub prefix_cache: bool,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self {
+            max_running: 16,
+            prefix_cache: true,
+        }
+    }
+}
+
+/// `on` or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On.
+    #[default]
+    On,
+    /// Off.
+    Off,
+}
+
+/// The KV cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kv {
+    /// Whether the plugin manages the cache; off is mistral.rs as it comes.
+    pub plugin: Switch,
+    /// Bytes that live requests' caches are meant to stay within.
+    pub capacity_bytes: u64,
+    /// Bytes that finished prefixes may hold.
+    pub prefix_cache_bytes: u64,
+}
+
+impl Default for Kv {
+    fn default() -> Self {
+        Self {
+            plugin: Switch::On,
+            capacity_bytes: 2 << 30,
+            prefix_cache_bytes: 256 << 20,
+        }
+    }
+}
+
+/// What is measured beyond the counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Each how manyth layer's attention error is measured at a compression; 0: none.
+    pub error_every_layers: usize,
+    /// KV heads of such a layer that are measured.
+    pub error_heads: usize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            error_every_layers: 5,
+            error_heads: 1,
+        }
+    }
+}
+
+/// A class of requests: exactly one of the two.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Class {
+    /// A policy spelled out.
+    pub policy: Option<Policy>,
+    /// A level of the ladder.
+    pub level: Option<u32>,
+}
+
+/// A level of the ladder; its number is its place in the list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// A name for people.
+    pub name: String,
+    /// What it does.
+    #[serde(default)]
+    pub policy: Policy,
+}

@@ -1,0 +1,188 @@
+//! Ranges, and what must hold between fields.
+
+use std::fmt::Display;
+
+use cinch_protocol::Policy;
+
+use super::types::{Class, Level, ModelKind, Settings};
+use crate::fields::FieldFault;
+
+/// Whether `name` can be a class: it is an HTTP header value, a URL segment and a metric label.
+#[must_use]
+pub fn is_class_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+}
+
+pub(super) fn validate(settings: &Settings) -> Result<(), FieldFault> {
+    model(settings)?;
+    range(
+        "server.max_body_bytes",
+        settings.server.max_body_bytes,
+        1024,
+        1 << 30,
+    )?;
+    range("server.drain_seconds", settings.server.drain_seconds, 0, 600)?;
+    if settings.server.listen == settings.api.listen && settings.api.listen.port() != 0 {
+        let given = settings.api.listen;
+        return Err(FieldFault::new(
+            "api.listen",
+            given,
+            "another port than server.listen has",
+        ));
+    }
+    range("api.apply_wait_ms", settings.api.apply_wait_ms, 0, 60_000)?;
+    token(settings)?;
+    range("engine.max_running", settings.engine.max_running, 1, 256)?;
+    range("kv.capacity_bytes", settings.kv.capacity_bytes, 1 << 20, 1 << 44)?;
+    range(
+        "kv.prefix_cache_bytes",
+        settings.kv.prefix_cache_bytes,
+        0,
+        1 << 44,
+    )?;
+    range(
+        "metrics.error_every_layers",
+        settings.metrics.error_every_layers,
+        0,
+        1000,
+    )?;
+    range("metrics.error_heads", settings.metrics.error_heads, 1, 64)?;
+    ladder(&settings.ladder)?;
+    if !settings.class.contains_key("default") {
+        return Err(FieldFault::new(
+            "class.default",
+            "nothing",
+            "a class: requests that name none get it",
+        ));
+    }
+    for (name, class) in &settings.class {
+        self::class(name, class, settings.ladder.len())?;
+    }
+    Ok(())
+}
+
+fn model(settings: &Settings) -> Result<(), FieldFault> {
+    let model = &settings.model;
+    match model.kind {
+        ModelKind::Gguf if model.file.is_none() => Err(FieldFault::new(
+            "model.file",
+            "nothing",
+            "the path of a GGUF file, for kind = \"gguf\"",
+        )),
+        ModelKind::Gguf if model.model_id.is_some() => Err(FieldFault::new(
+            "model.model_id",
+            "a value",
+            "nothing, for kind = \"gguf\"",
+        )),
+        ModelKind::Hf if model.model_id.is_none() => Err(FieldFault::new(
+            "model.model_id",
+            "nothing",
+            "a Hugging Face id or a folder, for kind = \"hf\"",
+        )),
+        ModelKind::Hf if model.file.is_some() => Err(FieldFault::new(
+            "model.file",
+            "a value",
+            "nothing, for kind = \"hf\"",
+        )),
+        _ => template(settings),
+    }
+}
+
+/// Upstream panics on another ending.
+fn template(settings: &Settings) -> Result<(), FieldFault> {
+    match &settings.model.chat_template {
+        Some(path)
+            if !path
+                .extension()
+                .is_some_and(|ext| ext == "json" || ext == "jinja") =>
+        {
+            Err(FieldFault::new(
+                "model.chat_template",
+                path.display(),
+                "a file that ends in .json or .jinja",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn token(settings: &Settings) -> Result<(), FieldFault> {
+    match &settings.api.token {
+        None if !settings.api.listen.ip().is_loopback() => Err(FieldFault::new(
+            "api.token",
+            "nothing",
+            "a token of 16 characters or more, where api.listen is not a loopback address",
+        )),
+        // The token itself stays out of messages and logs.
+        Some(token) if token.len() < 16 || !token.bytes().all(|b| b.is_ascii_graphic()) => {
+            Err(FieldFault::new(
+                "api.token",
+                format_args!("{} characters", token.chars().count()),
+                "16 or more printable ASCII characters without spaces",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn ladder(levels: &[Level]) -> Result<(), FieldFault> {
+    let Some(first) = levels.first() else {
+        return Err(FieldFault::new("ladder", "no levels", "at least level 0"));
+    };
+    for (index, level) in levels.iter().enumerate() {
+        if level.name.is_empty() || level.name.len() > 64 {
+            let given = format_args!("{} characters", level.name.len());
+            return Err(FieldFault::new(
+                format!("ladder[{index}].name"),
+                given,
+                "1 to 64 characters",
+            ));
+        }
+        level
+            .policy
+            .validate()
+            .map_err(|err| FieldFault::from(err).within(&format!("ladder[{index}].policy")))?;
+    }
+    if first.policy != Policy::default() {
+        return Err(FieldFault::new(
+            "ladder[0].policy",
+            &first.policy,
+            "{ store = \"full\" }: level 0 is uncompressed",
+        ));
+    }
+    Ok(())
+}
+
+fn class(name: &str, class: &Class, levels: usize) -> Result<(), FieldFault> {
+    let field = format!("class.{name}");
+    if !is_class_name(name) {
+        return Err(FieldFault::new(
+            field,
+            name,
+            "a name of a-z, 0-9, - and _, 1 to 64 characters",
+        ));
+    }
+    match (&class.policy, class.level) {
+        (Some(policy), None) => policy
+            .validate()
+            .map_err(|err| FieldFault::from(err).within(&format!("{field}.policy"))),
+        (None, Some(level)) => range(&format!("{field}.level"), level as usize, 0, levels - 1),
+        (None, None) => Err(FieldFault::new(
+            field,
+            "neither `policy` nor `level`",
+            "one of them",
+        )),
+        (Some(_), Some(_)) => Err(FieldFault::new(field, "both `policy` and `level`", "one of them")),
+    }
+}
+
+fn range<T: PartialOrd + Display>(field: &str, given: T, low: T, high: T) -> Result<(), FieldFault> {
+    if given >= low && given <= high {
+        Ok(())
+    } else {
+        Err(FieldFault::new(field, given, format!("{low} to {high}")))
+    }
+}

@@ -1,0 +1,381 @@
+//! All contact with the plugin. What it reports is passed on as measured; with the plugin off nothing is
+//! reported at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use cinch_cache::{
+    Assignment, ErrorSample, Observer, Plugin, PluginSettings, RequestSnapshot, RequestState as PluginState,
+    RetuneError,
+};
+use cinch_protocol::{RequestState, RequestView, RetuneReport, Served, ServedCache, ServedWith};
+
+use crate::classes::Choice;
+use crate::config::{Settings, Switch};
+use crate::fields::FieldFault;
+use crate::http::Refusal;
+use crate::metrics::Metrics;
+
+/// How often a waiting `PATCH` looks whether its policy has been taken up.
+const POLL: Duration = Duration::from_millis(5);
+
+/// The plugin, or that it is off.
+#[derive(Clone)]
+pub struct Kv {
+    plugin: Option<Arc<Plugin>>,
+    prefix_cache_bytes: u64,
+    /// f16 bytes a token takes in the loaded model; 0 until one is.
+    bytes_per_token: Arc<AtomicU64>,
+}
+
+/// The plugin's totals, in the units of the wire.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KvTotals {
+    /// Bytes finished prefixes hold.
+    pub prefix_bytes: u64,
+    /// Finished prefixes held.
+    pub prefix_entries: u64,
+    /// Requests that found a prefix.
+    pub prefix_hits: u64,
+    /// Requests that found none.
+    pub prefix_misses: u64,
+    /// By class.
+    pub classes: BTreeMap<String, ClassTotals>,
+}
+
+/// One class's totals.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ClassTotals {
+    /// Requests being processed.
+    pub running: u64,
+    /// Requests accepted and not begun.
+    pub queued: u64,
+    /// Tokens processed, of live requests.
+    pub seen: u64,
+    /// Rows held for them, mean over layers and heads.
+    pub kept: f64,
+    /// Bytes held.
+    pub bytes: u64,
+    /// Bytes in f16, nothing evicted.
+    pub uncompressed_bytes: u64,
+    /// Bytes the prompts of queued requests would take in f16.
+    pub queued_bytes: u64,
+    /// Compressions since the start.
+    pub compression_events: u64,
+    /// Tokens evicted since the start, mean over layers and heads.
+    pub evicted_tokens: f64,
+    /// Retunes since the start.
+    pub retunes: u64,
+}
+
+struct ErrorHistogram(Metrics);
+
+impl Observer for ErrorHistogram {
+    fn attention_error(&self, class: &str, value: f64) {
+        self.0.attention_error(class, value);
+    }
+}
+
+impl Kv {
+    /// The plugin as configured, not yet installed.
+    ///
+    /// # Errors
+    /// A setting the plugin refuses.
+    pub fn new(
+        settings: &Settings,
+        default: Choice,
+        metrics: &Metrics,
+    ) -> Result<Self, cinch_cache::CacheError> {
+        let prefix_cache_bytes = if settings.engine.prefix_cache {
+            settings.kv.prefix_cache_bytes
+        } else {
+            0
+        };
+        let plugin = match settings.kv.plugin {
+            Switch::Off => None,
+            Switch::On => {
+                let wanted = PluginSettings {
+                    prefix_cache_bytes: usize::try_from(prefix_cache_bytes).unwrap_or(usize::MAX),
+                    error_sample: ErrorSample {
+                        every_layer: settings.metrics.error_every_layers,
+                        heads: settings.metrics.error_heads,
+                    },
+                    ..PluginSettings::default()
+                };
+                let plugin = Plugin::new(wanted, assignment("default", default))?;
+                plugin.set_observer(Box::new(ErrorHistogram(metrics.clone())));
+                Some(plugin)
+            }
+        };
+        Ok(Self {
+            plugin,
+            prefix_cache_bytes,
+            bytes_per_token: Arc::default(),
+        })
+    }
+
+    /// Installs the plugin in this process. Before a model loads; nothing happens when it is off.
+    ///
+    /// # Errors
+    /// A plugin is installed already.
+    pub fn install(&self) -> Result<(), cinch_hooks::HookError> {
+        match &self.plugin {
+            Some(plugin) => cinch_hooks::install(plugin.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes from a request that ran what an uncompressed token of this model takes.
+    pub fn learn_bytes_per_token(&self, view: &RequestView) {
+        if let Some(bytes) = view.uncompressed_bytes.checked_div(view.seen) {
+            self.bytes_per_token.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the plugin is on.
+    #[must_use]
+    pub fn on(&self) -> bool {
+        self.plugin.is_some()
+    }
+
+    /// Most bytes finished prefixes may hold.
+    #[must_use]
+    pub fn prefix_cache_capacity(&self) -> u64 {
+        self.prefix_cache_bytes
+    }
+
+    fn plugin(&self) -> Result<&Arc<Plugin>, Refusal> {
+        self.plugin.as_ref().ok_or_else(|| {
+            let fault = FieldFault::new("kv.plugin", "off", "on, for this call");
+            Refusal::new(
+                StatusCode::CONFLICT,
+                "plugin-off",
+                "The plugin is off",
+                fault.to_string(),
+            )
+            .naming(fault)
+        })
+    }
+
+    /// Refuses where the plugin is off.
+    ///
+    /// # Errors
+    /// 409.
+    pub fn require_on(&self) -> Result<(), Refusal> {
+        self.plugin().map(|_| ())
+    }
+
+    /// What requests get that nobody assigned (the host engine's own).
+    ///
+    /// # Errors
+    /// A policy the plugin refuses.
+    pub fn set_default(&self, choice: Choice) -> Result<(), Refusal> {
+        match &self.plugin {
+            Some(plugin) => plugin.set_default(assignment("default", choice)).map_err(refused),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the plugin of a request before the engine hears of it.
+    ///
+    /// # Errors
+    /// A policy the plugin refuses.
+    pub fn assign(&self, id: usize, class: &str, choice: Choice) -> Result<(), Refusal> {
+        match &self.plugin {
+            Some(plugin) => plugin.assign(id, assignment(class, choice)).map_err(refused),
+            None => Ok(()),
+        }
+    }
+
+    /// The request is answered or given up.
+    pub fn finish(&self, id: usize) {
+        if let Some(plugin) = &self.plugin {
+            plugin.finish(id);
+        }
+    }
+
+    /// The live requests.
+    #[must_use]
+    pub fn requests(&self) -> Vec<RequestView> {
+        let snapshots = self
+            .plugin
+            .as_ref()
+            .map(|plugin| plugin.requests())
+            .unwrap_or_default();
+        snapshots.into_iter().map(view).collect()
+    }
+
+    /// One request, live or recently finished.
+    ///
+    /// # Errors
+    /// 404 for one nobody knows, 409 where the plugin is off.
+    pub fn request(&self, id: usize) -> Result<RequestView, Refusal> {
+        self.plugin()?.request(id).map(view).ok_or_else(|| unknown(id))
+    }
+
+    /// What an answer says of its cache.
+    #[must_use]
+    pub fn served_with(&self, id: usize, class: &str) -> ServedWith {
+        let snapshot = self.plugin.as_ref().and_then(|plugin| plugin.request(id));
+        let view = snapshot.map(view);
+        ServedWith {
+            request: id as u64,
+            class: class.to_owned(),
+            managed: view.is_some(),
+            cache: view.map(|view| ServedCache {
+                level: view.level,
+                policy: view.policy,
+                served: view.served,
+                seen: view.seen,
+                kept: view.kept,
+                bytes: view.bytes,
+                uncompressed_bytes: view.uncompressed_bytes,
+                attention_error: view.attention_error,
+            }),
+        }
+    }
+
+    /// Changes the policy of a live request and waits at most `wait` for its layers to take it up.
+    ///
+    /// # Errors
+    /// 404 for one nobody knows, 409 for a finished one, 400 for a policy out of range.
+    pub async fn retune(&self, id: usize, choice: Choice, wait: Duration) -> Result<RetuneReport, Refusal> {
+        let plugin = self.plugin()?;
+        let receipt = plugin
+            .retune(id, choice.level, choice.policy.clone())
+            .map_err(|err| match err {
+                RetuneError::Unknown { .. } => unknown(id),
+                RetuneError::Finished { .. } => finished(id),
+                RetuneError::Policy(err) => Refusal::field(FieldFault::from(err).within("policy")),
+            })?;
+        let deadline = Instant::now() + wait;
+        let view = loop {
+            let view = view(plugin.request(id).ok_or_else(|| unknown(id))?);
+            // A queued request has nothing to apply it to; it will begin with it.
+            let settled = view.applied || view.state != RequestState::Running;
+            if settled || Instant::now() >= deadline {
+                break view;
+            }
+            tokio::time::sleep(POLL).await;
+        };
+        Ok(RetuneReport {
+            id: view.id,
+            state: view.state,
+            level: choice.level,
+            policy: choice.policy,
+            epoch: receipt.epoch,
+            applied: view.applied,
+            bytes_before: receipt.bytes_before as u64,
+            bytes_after: view.bytes,
+            notes: receipt.notes,
+        })
+    }
+
+    /// Everything counted.
+    #[must_use]
+    pub fn totals(&self) -> KvTotals {
+        let Some(plugin) = &self.plugin else {
+            return KvTotals::default();
+        };
+        let totals = plugin.totals();
+        let per_token = self.bytes_per_token.load(Ordering::Relaxed);
+        let classes = totals.classes.into_iter().map(|(name, class)| {
+            let class = ClassTotals {
+                running: class.running as u64,
+                queued: class.queued as u64,
+                seen: class.seen as u64,
+                kept: class.kept,
+                bytes: class.bytes as u64,
+                uncompressed_bytes: class.uncompressed_bytes as u64,
+                queued_bytes: class.queued_prompt_tokens as u64 * per_token,
+                compression_events: class.compressions,
+                evicted_tokens: class.evicted_tokens,
+                retunes: class.retunes,
+            };
+            (name, class)
+        });
+        KvTotals {
+            prefix_bytes: totals.prefix_bytes as u64,
+            prefix_entries: totals.prefix_entries as u64,
+            prefix_hits: totals.prefix_hits,
+            prefix_misses: totals.prefix_misses,
+            classes: classes.collect(),
+        }
+    }
+}
+
+fn assignment(class: &str, choice: Choice) -> Assignment {
+    Assignment {
+        class: class.to_owned(),
+        level: choice.level,
+        policy: choice.policy,
+    }
+}
+
+fn refused(err: cinch_cache::CacheError) -> Refusal {
+    match err {
+        cinch_cache::CacheError::Policy(err) => Refusal::field(FieldFault::from(err).within("policy")),
+        other => Refusal::internal(other.to_string()),
+    }
+}
+
+fn unknown(id: usize) -> Refusal {
+    let fault = FieldFault::new(
+        "id",
+        id,
+        "the id of a live or recently finished request, as GET /v1/requests lists",
+    );
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "unknown-request",
+        "No such request",
+        fault.to_string(),
+    )
+    .naming(fault)
+}
+
+fn finished(id: usize) -> Refusal {
+    let fault = FieldFault::new("id", id, "the id of a queued or running request");
+    let detail = format!("request {id} has finished: only a queued or running request can be retuned");
+    Refusal::new(
+        StatusCode::CONFLICT,
+        "finished",
+        "The request has finished",
+        detail,
+    )
+    .naming(fault)
+}
+
+fn view(snapshot: RequestSnapshot) -> RequestView {
+    RequestView {
+        id: snapshot.request as u64,
+        state: match snapshot.state {
+            PluginState::Queued => RequestState::Queued,
+            PluginState::Running => RequestState::Running,
+            PluginState::Finished => RequestState::Finished,
+        },
+        class: snapshot.class,
+        level: snapshot.level,
+        policy: snapshot.policy,
+        sequences: snapshot.sequences as u64,
+        prompt_tokens: snapshot.prompt_tokens as u64,
+        seen: snapshot.seen as u64,
+        kept: snapshot.kept,
+        bytes: snapshot.bytes as u64,
+        uncompressed_bytes: snapshot.uncompressed_bytes as u64,
+        attention_error: snapshot.attention_error,
+        applied: snapshot.applied,
+        served: snapshot
+            .served
+            .into_iter()
+            .map(|served| Served {
+                level: served.level,
+                policy: served.policy,
+                from_seen: served.from_seen as u64,
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,21 @@
+//! A mistral.rs server whose KV cache is compressed, measured and retuned while requests run.
+//!
+//! Two listeners: the OpenAI routes ([`serve`]) and the policy API with `/metrics` ([`api`]). Both answer
+//! before the model is loaded. All contact with the plugin is in [`kv`], all contact with the model
+//! loaders in [`model`].
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod classes;
+pub mod cli;
+pub mod config;
+pub mod fields;
+pub mod gguf_check;
+pub mod http;
+pub mod kv;
+pub mod metrics;
+pub mod model;
+pub mod probe;
+pub mod run;
+pub mod serve;
+pub mod state;

@@ -1,0 +1,267 @@
+//! The documented configuration, and what is said of a wrong one.
+
+use std::collections::BTreeSet;
+
+use crate::common::CONFIG;
+use cinch_engine::config::{ConfigError, Settings};
+use serde_json::Value;
+
+fn refused(text: &str, overrides: &[&str]) -> String {
+    let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+    match Settings::parse(text, "configs/engine.toml", &overrides) {
+        Ok(_) => panic!("accepted"),
+        Err(err) => {
+            let text = err.to_string();
+            assert!(!text.contains('\n'), "more than one line: {text}");
+            text
+        }
+    }
+}
+
+fn set(given: &str) -> String {
+    refused(CONFIG, &[given])
+}
+
+/// Every leaf of a value, as `section.field`; list places left out.
+fn leaves(value: &Value, path: &str, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
+                leaves(value, &path, into);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| leaves(item, path, into)),
+        _ => {
+            into.insert(path.to_owned());
+        }
+    }
+}
+
+#[test]
+fn the_file_is_right_and_documents_every_field() {
+    let settings = crate::common::settings(&[]);
+    let mut fields = BTreeSet::new();
+    leaves(&serde_json::to_value(&settings).unwrap(), "", &mut fields);
+    assert!(
+        fields.contains("kv.capacity_bytes") && fields.contains("api.token"),
+        "{fields:?}"
+    );
+    let mut section = String::new();
+    let mut documented = BTreeSet::new();
+    let mut comment = false;
+    for line in CONFIG.lines().map(str::trim) {
+        let bare = line.trim_start_matches("# ");
+        if line.starts_with('[') {
+            section = line.trim_matches(['[', ']']).to_owned();
+        } else if let Some((name, _)) = bare
+            .split_once(" = ")
+            .filter(|(name, _)| !name.contains([' ', '{', '(', '[', '`']))
+        {
+            assert!(
+                comment || documented.contains(&format!("{section}.{name}")),
+                "{section}.{name} has no comment"
+            );
+            documented.insert(format!("{section}.{name}"));
+        }
+        comment = line.starts_with('#');
+    }
+    for field in fields {
+        // A policy's fields are documented as words before the ladder.
+        if let Some((_, rest)) = field.split_once(".policy.") {
+            let name = rest.rsplit('.').next().unwrap();
+            assert!(
+                CONFIG.contains(&format!("#   {name} ")) || CONFIG.contains(&format!("#     {name} ")),
+                "{field}"
+            );
+        } else if let Some(class) = field.strip_prefix("class.") {
+            let name = class.split_once('.').unwrap().1;
+            let of_class = documented
+                .iter()
+                .any(|doc| doc.starts_with("class.") && doc.ends_with(&format!(".{name}")));
+            assert!(of_class, "class.*.{name} is not in configs/engine.toml");
+        } else {
+            assert!(
+                documented.contains(&field),
+                "{field} is not in configs/engine.toml"
+            );
+        }
+    }
+}
+
+#[test]
+fn defaults_in_code_and_file_agree() {
+    let only = "[model]\nkind = \"gguf\"\nfile = \"x.gguf\"\n[class.default]\nlevel = 0\n[[ladder]]\nname = \"full\"\n";
+    let bare = Settings::parse(only, "test", &[]).unwrap();
+    let file = crate::common::settings(&[]);
+    assert_eq!(
+        (bare.server, bare.api, bare.log),
+        (file.server, file.api, file.log)
+    );
+    assert_eq!(
+        (bare.engine, bare.kv, bare.metrics),
+        (file.engine, file.kv, file.metrics)
+    );
+    assert_eq!(bare.model.dtype, file.model.dtype);
+}
+
+#[test]
+fn later_sources_win() {
+    let settings = crate::common::settings(&[
+        "kv.capacity_bytes=536870912",
+        "server.listen=127.0.0.1:8000",
+        "kv.capacity_bytes=1073741824",
+        "class.batch.level=3",
+        "class.night={ policy = { quantize = { k_bits = 8, v_bits = 4 } } }",
+    ]);
+    assert_eq!(settings.kv.capacity_bytes, 1 << 30);
+    assert_eq!(settings.server.listen.port(), 8000);
+    assert_eq!(settings.class["batch"].level, Some(3));
+    assert!(settings.class["night"].policy.is_some());
+}
+
+#[test]
+fn unknown_fields_are_named_with_the_known_ones() {
+    let text = set("kv.capacity=5");
+    assert!(
+        text.starts_with("--set kv.capacity: field `kv.capacity`: given an unknown field"),
+        "{text}"
+    );
+    assert!(text.contains("`capacity_bytes`"), "{text}");
+    let text = refused(&CONFIG.replace("max_running", "max_runing"), &[]);
+    assert!(
+        text.starts_with("configs/engine.toml: field `engine.max_runing`: given an unknown field"),
+        "{text}"
+    );
+    let text = set("engin.max_running=5");
+    assert!(text.contains("field `engin`"), "{text}");
+}
+
+#[test]
+fn wrong_values_are_named_with_what_is_allowed() {
+    let cases = [
+        (
+            "kv.capacity_bytes=x",
+            "field `kv.capacity_bytes`: given \"x\", allowed a whole number, 0 or more",
+        ),
+        (
+            "kv.capacity_bytes=5",
+            "field `kv.capacity_bytes`: given 5, allowed 1048576 to 17592186044416",
+        ),
+        (
+            "kv.capacity_bytes=-5",
+            "field `kv.capacity_bytes`: given -5, allowed a whole number, 0 or more",
+        ),
+        (
+            "engine.max_running=0",
+            "field `engine.max_running`: given 0, allowed 1 to 256",
+        ),
+        (
+            "engine.prefix_cache=1",
+            "field `engine.prefix_cache`: given 1, allowed a boolean",
+        ),
+        (
+            "kv.plugin=maybe",
+            "field `kv.plugin`: given \"maybe\", allowed `on` or `off`",
+        ),
+        (
+            "log.level=loud",
+            "field `log.level`: given \"loud\", allowed `error`, `warn`, `info`, `debug`, `trace`",
+        ),
+        (
+            "class.batch.level=17",
+            "field `class.batch.level`: given 17, allowed 0 to 5",
+        ),
+        (
+            "class.batch.policy={}",
+            "field `class.batch`: given both `policy` and `level`, allowed one of them",
+        ),
+        (
+            "class.Batch={level=0}",
+            "field `class.Batch`: given Batch, allowed a name of",
+        ),
+        (
+            "model.kind=onnx",
+            "field `model.kind`: given \"onnx\", allowed `gguf` or `hf`",
+        ),
+        (
+            "model.chat_template=x.txt",
+            "field `model.chat_template`: given x.txt, allowed a file that ends in",
+        ),
+        (
+            "api.listen=127.0.0.1:8080",
+            "field `api.listen`: given 127.0.0.1:8080, allowed another port",
+        ),
+        (
+            "api.listen=0.0.0.0:9180",
+            "field `api.token`: given nothing, allowed a token",
+        ),
+        (
+            "api.token=short",
+            "field `api.token`: given 5 characters, allowed 16 or more",
+        ),
+    ];
+    for (given, wanted) in cases {
+        let text = set(given);
+        assert!(
+            text.contains(wanted),
+            "--set {given}\n  says   {text}\n  wanted {wanted}"
+        );
+    }
+    let text = set("server.listen=nowhere");
+    assert!(
+        text.contains("field `server.listen`: given \"nowhere\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn bits_out_of_range_in_the_ladder() {
+    let text = refused(&CONFIG.replacen("k_bits = 8", "k_bits = 3", 1), &[]);
+    let wanted = "configs/engine.toml: field `ladder[1].policy.quantize.k_bits`: given 3, allowed 4, 8 or 16";
+    assert!(
+        text.contains("k_bits`: given 3, allowed 4, 8 or 16"),
+        "{text}\n{wanted}"
+    );
+}
+
+#[test]
+fn level_zero_must_be_uncompressed() {
+    let text = refused(
+        &CONFIG.replacen(
+            "policy = { store = \"full\" }",
+            "policy = { store = \"exact\" }",
+            1,
+        ),
+        &[],
+    );
+    assert!(text.contains("field `ladder[0].policy`: given exact"), "{text}");
+}
+
+#[test]
+fn default_class_is_required() {
+    let text = refused(&CONFIG.replace("[class.default]", "[class.other]"), &[]);
+    assert!(text.contains("field `class.default`: given nothing"), "{text}");
+}
+
+#[test]
+fn syntax_errors_say_where() {
+    let text = refused("[model]\nkind = \n", &[]);
+    assert!(
+        text.starts_with("configs/engine.toml: not valid TOML: line 2"),
+        "{text}"
+    );
+    let text = set("kv.capacity_bytes");
+    assert!(text.contains("given no `=`, allowed key=value"), "{text}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let err = Settings::load("no/such/file.toml".as_ref(), &[]).unwrap_err();
+    assert!(matches!(err, ConfigError::Read { .. }));
+    assert!(err.to_string().starts_with("no/such/file.toml: "), "{err}");
+}

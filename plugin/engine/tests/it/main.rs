@@ -1,0 +1,9 @@
+//! What needs no model. One binary: each would link the whole host engine.
+
+mod api;
+mod cli;
+mod common;
+mod config;
+mod gguf;
+mod metrics;
+mod serve;

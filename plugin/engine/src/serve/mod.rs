@@ -279,6 +279,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::Settings;
+
+    /// As `configs/engine.toml` has it; no model.
+    pub(super) fn app(overrides: &[&str]) -> Arc<App> {
+        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+        let text = include_str!("../../../../configs/engine.toml");
+        App::new(Settings::parse(text, "configs/engine.toml", &overrides).unwrap()).unwrap()
+    }
 
     #[test]
     fn choices_are_bounded() {

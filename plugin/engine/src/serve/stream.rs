@@ -124,3 +124,179 @@ impl Pump {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use futures::StreamExt;
+    use http_body_util::BodyExt;
+    use mistralrs_core::{ChatCompletionChunkResponse, ChunkChoice, Delta};
+    use tokio::sync::mpsc::{Sender, channel};
+
+    use super::*;
+    use crate::serve::tests::app;
+    use crate::state::App;
+
+    fn chunk(text: &str, ends: &[(usize, bool)]) -> EngineResponse {
+        EngineResponse::Chunk(ChatCompletionChunkResponse {
+            id: "17".into(),
+            choices: ends
+                .iter()
+                .map(|(index, end)| ChunkChoice {
+                    finish_reason: end.then(|| "stop".into()),
+                    index: *index,
+                    delta: Delta {
+                        content: Some(text.into()),
+                        role: "assistant".into(),
+                        tool_calls: None,
+                        reasoning_content: None,
+                    },
+                    logprobs: None,
+                })
+                .collect(),
+            created: 1,
+            model: "smollm2".into(),
+            system_fingerprint: "local".into(),
+            object: "chat.completion.chunk".into(),
+            usage: None,
+        })
+    }
+
+    fn begin(id: usize, choices: usize) -> (Arc<App>, Sender<EngineResponse>, Response) {
+        let app = app(&[]);
+        let choice = app.classes.current("batch", "class").unwrap();
+        app.kv.assign(id, "batch", choice).unwrap();
+        let flight = Flight::begin(app.clone(), id, "batch".into(), Instant::now(), choices);
+        let (sender, answers) = channel(16);
+        (app, sender, respond(flight, answers))
+    }
+
+    async fn said(response: Response) -> Vec<String> {
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        text.split("\n\n")
+            .filter_map(|event| event.strip_prefix("data: "))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn count(app: &App, series: &str) -> String {
+        let text = String::from_utf8(app.metrics.render(&app.kv).unwrap()).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(series))
+            .unwrap_or_else(|| panic!("{series}"));
+        line.rsplit(' ').next().unwrap().to_owned()
+    }
+
+    fn outcome(app: &App, name: &str) -> String {
+        count(
+            app,
+            &format!("cinch_requests_total{{class=\"batch\",outcome=\"{name}\"}}"),
+        )
+    }
+
+    #[tokio::test]
+    async fn chunks_then_cinch_then_done() {
+        let (app, sender, response) = begin(3, 1);
+        for (text, end) in [("a", false), ("b", false), ("c", true)] {
+            sender.send(chunk(text, &[(0, end)])).await.unwrap();
+        }
+        let events = said(response).await;
+        assert_eq!(events.len(), 5, "{events:?}");
+        assert!(events[0].contains("\"content\":\"a\""));
+        let last: Value = serde_json::from_str(&events[3]).unwrap();
+        assert_eq!(last["choices"], json!([]));
+        assert_eq!(
+            (&last["id"], &last["object"]),
+            (&json!("17"), &json!("chat.completion.chunk"))
+        );
+        assert_eq!(last["cinch"]["request"], 3);
+        assert_eq!(last["cinch"]["class"], "batch");
+        assert_eq!(last["cinch"]["level"], 2);
+        assert_eq!(last["cinch"]["served"][0]["policy"]["quantize"]["v_bits"], 4);
+        assert_eq!(
+            last["cinch"]["attention_error"],
+            Value::Null,
+            "nothing was measured"
+        );
+        assert_eq!(events[4], "[DONE]");
+        assert_eq!(outcome(&app, "ok"), "1");
+        assert_eq!(
+            count(&app, "cinch_time_to_first_token_seconds_count{class=\"batch\"}"),
+            "1"
+        );
+        assert_eq!(
+            count(&app, "cinch_inter_token_latency_seconds_count{class=\"batch\"}"),
+            "2"
+        );
+        assert_eq!(
+            count(&app, "cinch_time_per_output_token_seconds_count{class=\"batch\"}"),
+            "1"
+        );
+        assert!(app.kv.requests().is_empty());
+    }
+
+    #[tokio::test]
+    async fn choices_end_one_by_one() {
+        let (app, sender, response) = begin(4, 2);
+        sender.send(chunk("a", &[(0, true), (1, false)])).await.unwrap();
+        sender.send(chunk("b", &[(1, false), (1, false)])).await.unwrap();
+        // The last chunk of choice 1 is one that 0.8.1 swallows: it never fills a message of two.
+        drop(sender);
+        let events = said(response).await;
+        assert_eq!(events.len(), 4, "{events:?}");
+        assert!(events[2].contains("\"cinch\""));
+        assert_eq!(outcome(&app, "ok"), "1");
+    }
+
+    #[tokio::test]
+    async fn failures_are_events_and_still_end_with_done() {
+        let (app, sender, response) = begin(5, 1);
+        sender
+            .send(EngineResponse::InternalError(
+                "no more memory\n  0: a backtrace".into(),
+            ))
+            .await
+            .unwrap();
+        let events = said(response).await;
+        let failure: Value = serde_json::from_str(&events[0]).unwrap();
+        assert_eq!(failure["error"]["message"], "no more memory");
+        assert!(events[1].contains("\"cinch\""));
+        assert_eq!(events[2], "[DONE]");
+        assert_eq!(outcome(&app, "error"), "1");
+
+        let (app, sender, response) = begin(6, 1);
+        drop(sender);
+        assert!(said(response).await[0].contains("without an answer"));
+        assert_eq!(outcome(&app, "error"), "1");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_noticed() {
+        let (app, sender, response) = begin(7, 1);
+        sender.send(chunk("a", &[(0, false)])).await.unwrap();
+        let mut body = response.into_body().into_data_stream();
+        assert!(body.next().await.is_some());
+        assert_eq!(app.kv.requests().len(), 1);
+        drop(body);
+        assert!(
+            sender.send(chunk("b", &[(0, false)])).await.is_err(),
+            "the engine must see it closed"
+        );
+        assert_eq!(outcome(&app, "canceled"), "1");
+        assert!(app.kv.requests().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_stop_reaches_the_client() {
+        let (app, _sender, response) = begin(8, 1);
+        app.cancel_all();
+        let events = said(response).await;
+        assert!(events[0].contains("the server is stopping"), "{events:?}");
+        assert_eq!(events[2], "[DONE]");
+        assert_eq!(outcome(&app, "canceled"), "1");
+    }
+}

@@ -72,3 +72,130 @@ impl Wish {
         Ok(Self { class, choice })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use serde_json::json;
+
+    use super::*;
+    use crate::serve::tests::app;
+
+    fn take(
+        overrides: &[&str],
+        header: Option<&'static str>,
+        mut body: Value,
+    ) -> Result<(Wish, Value), Refusal> {
+        let mut headers = HeaderMap::new();
+        if let Some(class) = header {
+            headers.insert(CLASS_HEADER, HeaderValue::from_static(class));
+        }
+        let wish = Wish::take(&app(overrides), &headers, &mut body)?;
+        Ok((wish, body))
+    }
+
+    #[test]
+    fn class_by_header_body_or_default() {
+        let (wish, body) = take(&[], None, json!({"prompt": "x"})).unwrap();
+        assert_eq!((wish.class.as_str(), wish.choice.level), ("default", Some(0)));
+        assert_eq!(body, json!({"prompt": "x"}));
+        let (wish, _) = take(&[], Some("batch"), json!({})).unwrap();
+        assert_eq!((wish.class.as_str(), wish.choice.level), ("batch", Some(2)));
+        let (wish, body) = take(
+            &[],
+            None,
+            json!({"prompt": "x", "cinch": {"class": "batch", "level": 1}}),
+        )
+        .unwrap();
+        assert_eq!((wish.class.as_str(), wish.choice.level), ("batch", Some(1)));
+        assert_eq!(body, json!({"prompt": "x"}), "the engine does not get to see it");
+        let policy = json!({"select": {"method": "h2o", "budget": 0.5}});
+        let (wish, _) = take(
+            &[],
+            Some("batch"),
+            json!({"cinch": {"class": "batch", "policy": policy}}),
+        )
+        .unwrap();
+        assert_eq!(
+            (wish.choice.level, wish.choice.policy.to_string()),
+            (None, "h2o 0.5".into())
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases = [
+            (
+                Some("nightly"),
+                json!({}),
+                CLASS_HEADER,
+                "nightly",
+                "batch, default",
+            ),
+            (
+                None,
+                json!({"cinch": {"class": "nightly"}}),
+                "cinch.class",
+                "nightly",
+                "batch, default",
+            ),
+            (
+                Some("batch"),
+                json!({"cinch": {"class": "default"}}),
+                "cinch.class",
+                "default",
+                "batch, as in",
+            ),
+            (None, json!({"cinch": {"level": 6}}), "cinch.level", "6", "0 to 5"),
+            (
+                None,
+                json!({"cinch": {"lvl": 1}}),
+                "cinch.lvl",
+                "an unknown field",
+                "`class`, `policy`, `level`",
+            ),
+            (
+                None,
+                json!({"cinch": {"level": 1, "policy": {}}}),
+                "cinch",
+                "both",
+                "exactly one",
+            ),
+            (
+                None,
+                json!({"cinch": {"policy": {"quantize": {"k_bits": 4, "v_bits": 2}}}}),
+                "cinch.policy.quantize.v_bits",
+                "2",
+                "4, 8 or 16",
+            ),
+            (
+                None,
+                json!({"cinch": {"policy": {"select": {"method": "h2o", "budget": 0.001}}}}),
+                "cinch.policy.select.budget",
+                "0.001",
+                "0.02 to 1",
+            ),
+            (None, json!(["prompt"]), "body", "[\"prompt\"]", "a JSON object"),
+        ];
+        for (header, body, field, given, allowed) in cases {
+            let refusal = take(&[], header, body.clone()).unwrap_err();
+            assert_eq!(refusal.status(), 400, "{body}");
+            assert_eq!(refusal.0.field.as_deref(), Some(field), "{body}");
+            assert!(refusal.0.given.as_deref().unwrap().contains(given), "{refusal:?}");
+            assert!(
+                refusal.0.allowed.as_deref().unwrap().contains(allowed),
+                "{refusal:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_policy_is_not_taken_where_the_plugin_is_off() {
+        let refusal = take(&["kv.plugin=off"], None, json!({"cinch": {"level": 1}})).unwrap_err();
+        assert_eq!(
+            (refusal.status().as_u16(), refusal.0.field.as_deref()),
+            (409, Some("kv.plugin"))
+        );
+        assert!(take(&["kv.plugin=off"], Some("batch"), json!({})).is_ok());
+    }
+}

@@ -3,6 +3,8 @@
 //! Bounds: inputs are about normal(0, 1), so |v| < 3.5; f32 sums of up to 256 products put about 1e-6
 //! on a logit and through it on an output. Outputs must be within 1e-5, weights within 1e-5 too.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which may panic")]
+
 mod common;
 
 use cinch_kernels::{Codec, ColumnSums, Heads, Rows, RowsMut, Scratch, portable, scalar};

@@ -1,5 +1,7 @@
 //! Packing and unpacking: all implementations agree bit for bit, and errors stay in their bounds.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which may panic")]
+
 mod common;
 
 use cinch_kernels::{Codec, GROUP, KernelError, pack, scalar, unpack};

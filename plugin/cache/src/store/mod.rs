@@ -155,6 +155,7 @@ impl Head {
                 let kept = self.kept;
                 self.kept += done;
                 self.truncate(kept);
+                self.blocks.retain(|block| block.rows() > 0);
                 return Err(error);
             }
             done += rows;

@@ -144,30 +144,53 @@ impl Head {
                     window: done >= window,
                 };
                 done += piece.rows.len();
-                place(&mut groups, piece);
+                let intact = piece.rows.len() == block.rows() && pair == block.pair();
+                place(&mut groups, piece, intact);
             }
         }
         groups
     }
 }
 
-/// Puts a piece behind the last group if it fits in, else in a group of its own.
-fn place<'a>(groups: &mut Vec<Group<'a>>, piece: Piece<'a>) {
-    let rows = piece.rows.len();
-    match groups.last_mut() {
-        Some(group)
-            if group.pair == piece.pair
-                && group.window == piece.window
-                && (piece.window || group.rows + rows <= BLOCK_ROWS) =>
-        {
-            group.rows += rows;
-            group.pieces.push(piece);
-        }
-        _ => groups.push(Group {
-            pair: piece.pair,
-            window: piece.window,
+/// Puts a piece behind the last group where it fits in, else in a group of its own. A piece that is
+/// rewritten anyway fills the last group up first; an intact block is never cut.
+fn place<'a>(groups: &mut Vec<Group<'a>>, piece: Piece<'a>, intact: bool) {
+    let Piece {
+        source,
+        rows,
+        pair,
+        window,
+    } = piece;
+    let room = groups.last().map_or(0, |group| match () {
+        () if group.pair != pair || group.window != window => 0,
+        () if window => usize::MAX,
+        () => BLOCK_ROWS.saturating_sub(group.rows),
+    });
+    let fits = if intact && rows.len() > room { 0 } else { room };
+    let (first, rest) = rows.split_at(fits);
+    if let Some(group) = groups.last_mut()
+        && first.len() > 0
+    {
+        group.rows += first.len();
+        group.pieces.push(Piece {
+            source,
+            rows: first,
+            pair,
+            window,
+        });
+    }
+    if rest.len() > 0 {
+        let rows = rest.len();
+        groups.push(Group {
+            pair,
+            window,
             rows,
-            pieces: vec![piece],
-        }),
+            pieces: vec![Piece {
+                source,
+                rows: rest,
+                pair,
+                window,
+            }],
+        });
     }
 }

@@ -1,0 +1,259 @@
+//! Kept sets against an oracle in f64, written from the papers: it replays every step over plain lists
+//! and shares nothing with the crate.
+
+mod common;
+
+use cinch_protocol::{Policy, SelectMethod};
+use common::*;
+
+/// One KV head's kept tokens: position and accumulated attention.
+struct Oracle {
+    text: u64,
+    layer: usize,
+    kv: usize,
+    seen: usize,
+    since: usize,
+    rows: Vec<(u32, f64)>,
+}
+
+impl Oracle {
+    /// Every query attends to the past kept and to fresh tokens up to its own; then the head evicts.
+    fn step(&mut self, policy: &Policy, fresh: usize) {
+        let select = policy.select.as_ref().unwrap();
+        let past = self.rows.len();
+        self.rows
+            .extend((self.seen..self.seen + fresh).map(|p| (p as u32, 0.0)));
+        for query in 0..fresh {
+            let visible: Vec<u32> = self.rows[..=past + query].iter().map(|row| row.0).collect();
+            for head in self.kv * SMALL.group..(self.kv + 1) * SMALL.group {
+                let weights = weights(&SMALL, self.text, self.layer, head, self.seen + query, &visible);
+                for (row, weight) in self.rows.iter_mut().zip(weights) {
+                    row.1 += weight;
+                }
+            }
+        }
+        self.seen += fresh;
+        self.since += fresh;
+        if fresh > 1 || self.since >= select.interval as usize {
+            self.since = 0;
+            self.evict(policy);
+        }
+    }
+
+    fn evict(&mut self, policy: &Policy) {
+        let select = policy.select.as_ref().unwrap();
+        let (seen, recent) = (self.seen as u32, select.recent);
+        // In integers, so that no rounding can move it: budgets here are whole percents.
+        let percent = (select.budget * 100.0).round() as usize;
+        let share = (percent * self.seen).div_ceil(100);
+        let total = share.max((select.sinks + recent) as usize).min(self.seen);
+        let protected = |p: u32| p < select.sinks || p + recent >= seen;
+        while self.rows.len() > total {
+            let candidates = self.rows.iter().enumerate().filter(|(_, row)| !protected(row.0));
+            let loser = match select.method {
+                // The oldest that is no sink goes first.
+                SelectMethod::Streaming => candidates.map(|(index, _)| index).next(),
+                // The lightest goes first; of equals the earlier.
+                SelectMethod::H2o => candidates
+                    .min_by(|a, b| a.1.1.total_cmp(&b.1.1).then(a.1.0.cmp(&b.1.0)))
+                    .map(|(index, _)| index),
+            };
+            self.rows.remove(loser.unwrap());
+        }
+    }
+}
+
+fn replay(json: &str, steps: &[usize], text: u64) {
+    let policy = policy(json);
+    let plugin = plugin(policy.clone());
+    let mut seq = [open(&plugin, &SMALL, 1, text)];
+    let mut oracles: Vec<Oracle> = (0..SMALL.layers)
+        .flat_map(|layer| (0..SMALL.kv_heads).map(move |kv| (layer, kv)))
+        .map(|(layer, kv)| Oracle {
+            text,
+            layer,
+            kv,
+            seen: 0,
+            since: 0,
+            rows: Vec::new(),
+        })
+        .collect();
+    for fresh in steps {
+        step(&plugin, &SMALL, &mut seq, *fresh);
+        let layers = check_invariants(&plugin, &seq[0]);
+        for (oracle, head) in oracles
+            .iter_mut()
+            .zip(layers.iter().flat_map(|layer| &layer.heads))
+        {
+            oracle.step(&policy, *fresh);
+            let expected: Vec<u32> = oracle.rows.iter().map(|row| row.0).collect();
+            assert_eq!(head.positions, expected, "{json} after {} tokens", oracle.seen);
+            if let Some(scores) = &head.scores {
+                for (score, row) in scores.iter().zip(&oracle.rows) {
+                    assert!(
+                        (f64::from(*score) - row.1).abs() < 1e-4 * (1.0 + row.1),
+                        "score of {}",
+                        row.0
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn steps(prefill: &[usize], decode: usize) -> Vec<usize> {
+    prefill
+        .iter()
+        .copied()
+        .chain(std::iter::repeat_n(1, decode))
+        .collect()
+}
+
+#[test]
+fn h2o_keeps_what_the_oracle_keeps() {
+    let h2o = |rest: &str| format!(r#"{{"store": "exact", "select": {{"method": "h2o", {rest}}}}}"#);
+    for text in 0..3 {
+        replay(
+            &h2o(r#""budget": 0.4, "recent": 16, "interval": 8"#),
+            &steps(&[110], 40),
+            text,
+        );
+        replay(
+            &h2o(r#""budget": 0.07, "sinks": 0, "recent": 16, "interval": 1"#),
+            &steps(&[100], 12),
+            text,
+        );
+        replay(
+            &h2o(r#""budget": 0.75, "sinks": 9, "recent": 20, "interval": 16"#),
+            &steps(&[40, 30, 2], 40),
+            text,
+        );
+    }
+}
+
+#[test]
+fn streaming_keeps_what_the_oracle_keeps() {
+    let streaming = |rest: &str| format!(r#"{{"select": {{"method": "streaming", {rest}}}}}"#);
+    replay(
+        &streaming(r#""budget": 0.3, "recent": 16, "interval": 4"#),
+        &steps(&[90], 30),
+        1,
+    );
+    replay(
+        &streaming(r#""budget": 0.02, "sinks": 0, "recent": 16, "interval": 1"#),
+        &steps(&[1, 50, 25], 20),
+        2,
+    );
+    replay(
+        &streaming(r#""budget": 1.0, "sinks": 4, "recent": 16, "interval": 4"#),
+        &steps(&[20], 20),
+        3,
+    );
+}
+
+/// A layer's scores are the mean over query heads, of the last 64 prompt queries and every decoded token.
+#[test]
+fn layer_statistics_match_the_oracle() {
+    let plugin = plugin(policy(r#"{"store": "exact"}"#));
+    let mut seq = [open(&plugin, &SMALL, 1, 4)];
+    step(&plugin, &SMALL, &mut seq, 100);
+    step(&plugin, &SMALL, &mut seq, 1);
+    for (layer, view) in check_invariants(&plugin, &seq[0]).iter().enumerate() {
+        let mut expected = vec![0.0; 101];
+        for token in 36..101 {
+            let visible: Vec<u32> = (0..=token as u32).collect();
+            for head in 0..SMALL.q_heads() {
+                for (sum, weight) in expected
+                    .iter_mut()
+                    .zip(weights(&SMALL, 4, layer, head, token, &visible))
+                {
+                    *sum += weight / SMALL.q_heads() as f64;
+                }
+            }
+        }
+        for (score, expected) in view.scores.as_ref().unwrap().iter().zip(expected) {
+            assert!((f64::from(*score) - expected).abs() < 1e-4);
+        }
+    }
+}
+
+/// After a retune to H2O every head ranks by its layer's mean.
+#[test]
+fn retune_to_h2o_starts_from_layer_statistics() {
+    let plugin = plugin(policy("{}"));
+    let mut seq = [open(&plugin, &SMALL, 1, 12)];
+    step(&plugin, &SMALL, &mut seq, 120);
+    step(&plugin, &SMALL, &mut seq, 1);
+    let scores: Vec<Vec<f32>> = plugin
+        .inspect(&*seq[0].cache)
+        .unwrap()
+        .into_iter()
+        .map(|layer| layer.scores.unwrap())
+        .collect();
+    let h2o = policy(r#"{"select": {"method": "h2o", "budget": 0.5, "recent": 16}}"#);
+    plugin.retune(1, None, h2o).unwrap();
+    step(&plugin, &SMALL, &mut seq, 1);
+    for (layer, scores) in check_invariants(&plugin, &seq[0]).iter().zip(scores) {
+        // The step's own weights count too, so only clear cases must agree: the top and bottom fifth.
+        let mut middle: Vec<usize> = (4..106).collect();
+        middle.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        for head in &layer.heads {
+            assert_eq!(head.positions.len(), 61);
+            assert!(middle[..8].iter().all(|p| head.positions.contains(&(*p as u32))));
+            assert!(
+                middle[90..]
+                    .iter()
+                    .all(|p| !head.positions.contains(&(*p as u32)))
+            );
+        }
+    }
+}
+
+/// The measured error is the one an independent computation finds.
+#[test]
+fn attention_error_is_what_eviction_did() {
+    let policy = policy(
+        r#"{"store": "exact", "select": {"method": "streaming", "budget": 0.3, "recent": 16, "interval": 64}}"#,
+    );
+    let plugin = plugin(policy);
+    let mut seq = [open(&plugin, &SMALL, 1, 9)];
+    assert_eq!(
+        plugin.request(1).unwrap().attention_error,
+        None,
+        "nothing is reported before it is measured"
+    );
+    step(&plugin, &SMALL, &mut seq, 100);
+    let mut errors = Vec::new();
+    for (layer, view) in check_invariants(&plugin, &seq[0]).iter().enumerate() {
+        for (kv, head) in view.heads.iter().enumerate() {
+            let (mut wrong, mut norm) = (0.0, 0.0);
+            for token in 92..100 {
+                let all: Vec<u32> = (0..=token as u32).collect();
+                let kept: Vec<u32> = head
+                    .positions
+                    .iter()
+                    .copied()
+                    .filter(|p| *p as usize <= token)
+                    .collect();
+                for q_head in kv * SMALL.group..(kv + 1) * SMALL.group {
+                    let exact = attention(&SMALL, 9, layer, q_head, token, &all);
+                    let compressed = attention(&SMALL, 9, layer, q_head, token, &kept);
+                    for (a, b) in exact.iter().zip(compressed) {
+                        wrong += (a - b).powi(2);
+                        norm += a.powi(2);
+                    }
+                }
+            }
+            errors.push((wrong / norm).sqrt());
+        }
+    }
+    let expected = errors.iter().sum::<f64>() / errors.len() as f64;
+    let measured = plugin.request(1).unwrap().attention_error.unwrap();
+    assert!(
+        (measured - expected).abs() < 1e-4,
+        "measured {measured}, expected {expected}"
+    );
+    let class = plugin.totals().classes["default"];
+    assert_eq!(class.attention_error_count, errors.len() as u64);
+    assert!((class.attention_error_sum - errors.iter().sum::<f64>()).abs() < 1e-3);
+}

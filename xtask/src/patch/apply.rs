@@ -1,6 +1,6 @@
 //! Applies a file's hunks, bottom-up, after every one of them has matched.
 
-use super::{FilePatch, Finding, Hunk, PatchError};
+use super::{At, FilePatch, Finding, Hunk, PatchError};
 use crate::digest;
 
 /// The hash a hunk carries: of the `max(replace, 1)` lines from the 1-based `line`, each trimmed
@@ -74,11 +74,14 @@ fn checked<'a>(krate: &str, patch: &'a FilePatch, lines: &[&str]) -> Result<Vec<
         };
         if given != hunk.sha256 {
             let (krate, path, name) = at(hunk);
-            return Err(PatchError::Hunk {
+            let at = Box::new(At {
                 krate,
                 path,
                 hunk: name,
                 line: hunk.line,
+            });
+            return Err(PatchError::Hunk {
+                at,
                 expected: hunk.sha256.clone(),
                 given,
             });
@@ -241,10 +244,11 @@ mod tests {
         }
         let mut wrong = hunk("wrong", 2, 0, "x");
         wrong.line = 3;
-        assert!(matches!(
-            run(vec![wrong]).unwrap_err(),
-            PatchError::Hunk { line: 3, .. }
-        ));
+        let message = run(vec![wrong]).unwrap_err().to_string();
+        assert!(
+            message.starts_with("host: src/x.rs: hunk \"wrong\" at line 3: expected sha256"),
+            "{message}"
+        );
         let mut empty = hunk("empty", 2, 0, "x");
         empty.sha256.clear();
         assert!(matches!(

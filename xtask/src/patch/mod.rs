@@ -133,14 +133,10 @@ pub(crate) enum PatchError {
         line: usize,
     },
     #[error(
-        "{krate}: {path}: hunk {hunk:?} at line {line}: expected sha256 {expected}, given {given} \
-         (the file itself is the expected one: the hunk is wrong)"
+        "{at}: expected sha256 {expected}, given {given} (the file itself is the expected one: the hunk is wrong)"
     )]
     Hunk {
-        krate: String,
-        path: String,
-        hunk: String,
-        line: usize,
+        at: Box<At>,
         expected: String,
         given: String,
     },
@@ -155,6 +151,16 @@ pub(crate) enum PatchError {
         given: String,
         findings: Vec<Finding>,
     },
+}
+
+/// Where a hunk belongs.
+#[derive(Debug, thiserror::Error)]
+#[error("{krate}: {path}: hunk {hunk:?} at line {line}")]
+pub(crate) struct At {
+    krate: String,
+    path: String,
+    hunk: String,
+    line: usize,
 }
 
 /// How one hunk fares in a file that is not the one it was written for.

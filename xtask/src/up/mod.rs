@@ -174,17 +174,14 @@ mod tests {
 
     #[test]
     fn an_interrupt_reaches_the_server_and_an_ended_one_is_no_error() {
-        let mut child = Command::new("sh").args(["-c", "trap 'exit 3' INT; while :; do sleep 0.01; done"]);
-        let mut child = child_of(&mut child);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap 'exit 3' INT; while :; do sleep 0.01; done"]);
+        let mut child = shell.spawn().unwrap();
         // The trap is set when the shell gets to it.
         std::thread::sleep(Duration::from_millis(300));
         interrupt(&child).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(3));
         interrupt(&child).unwrap();
-    }
-
-    fn child_of(command: &mut Command) -> Child {
-        command.spawn().unwrap()
     }
 
     #[test]

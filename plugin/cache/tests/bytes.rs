@@ -1,4 +1,5 @@
 //! Reported bytes against the allocator. One test: it counts every allocation of the process.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 #![allow(unsafe_code, reason = "a counting allocator implements an unsafe trait")]
 
 mod common;
@@ -90,5 +91,13 @@ fn reported_bytes_are_allocated_bytes() {
             assert!(off < 0.02, "{name}: reported {reported}, allocated {allocated}");
             assert!(ratio <= limit, "{name}: {ratio} of f16");
         }
+        // Compressed head by head while the prompt comes in: the peak is one chunk of one head above the end.
+        let totals = plugin.totals();
+        println!("{name}: peak {:.4} of f16", totals.peak_bytes as f64 / f16 as f64);
+        assert!(
+            totals.peak_bytes as f64 <= (limit + 0.1) * f16 as f64,
+            "{name}: peak {}",
+            totals.peak_bytes
+        );
     }
 }

@@ -1,11 +1,13 @@
 //! Every policy in every situation: one matrix.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod common;
 
 use std::sync::Arc;
 
+use candle_core::DType;
 use cinch_cache::{LayerView, Plugin, PluginSettings, RequestState};
-use cinch_hooks::{CachePolicy, ForkRole};
+use cinch_hooks::{AttendParams, CachePolicy, ForkRole, Qkv};
 use cinch_kernels::Codec;
 use cinch_protocol::{Bits, Policy};
 use common::*;
@@ -487,4 +489,89 @@ fn the_device_path_answers_as_the_cpu_path() {
             assert_eq!(positions(&cpu, &runs[0][0]), positions(&device, &runs[1][0]));
         }
     });
+}
+
+/// Activations in half precision: the exact store keeps their own dtype, and the output comes back in it.
+#[test]
+fn half_precision_activations() {
+    for (dtype, codec) in [(DType::F16, Codec::F16), (DType::BF16, Codec::Bf16)] {
+        for force_device_path in [false, true] {
+            let plugin = plugin_with(
+                policy(r#"{"store": "exact"}"#),
+                PluginSettings {
+                    force_device_path,
+                    ..settings()
+                },
+            );
+            let mut info = SMALL.info(1, 1, 20);
+            info.dtype = dtype;
+            let mut seq = [Seq {
+                cache: plugin.open(&info).unwrap(),
+                text: 1,
+                seen: 0,
+            }];
+            let params = AttendParams {
+                softcap: Some(2.0),
+                ..SMALL.params()
+            };
+            let mut outs = Vec::new();
+            for fresh in [20, 1] {
+                for layer in 0..SMALL.layers {
+                    let [q, k, v] =
+                        [(What::Q, 6, 16), (What::K, 2, 16), (What::V, 2, 24)].map(|(what, heads, dim)| {
+                            tensor(&seq, layer, what, heads, fresh, dim)
+                                .to_dtype(dtype)
+                                .unwrap()
+                        });
+                    let qkv = Qkv { q: &q, k: &k, v: &v };
+                    let out = plugin
+                        .attend(layer, &[seq[0].cache.clone()], qkv, &params)
+                        .unwrap();
+                    assert_eq!(out.dtype(), dtype);
+                    outs.push(
+                        out.to_dtype(DType::F32)
+                            .unwrap()
+                            .flatten_all()
+                            .unwrap()
+                            .to_vec1::<f32>()
+                            .unwrap(),
+                    );
+                }
+                seq[0].seen += fresh;
+            }
+            let layers = check_invariants(&plugin, &seq[0]);
+            assert!(
+                layers[0].heads[0]
+                    .blocks
+                    .iter()
+                    .all(|block| (block.k, block.v) == (codec, codec))
+            );
+            // The decoded token of layer 1 against f64 attention with the cap, on rounded projections.
+            let round = |x: &f32| match dtype {
+                DType::F16 => half::f16::from_f32(*x).to_f64(),
+                _ => half::bf16::from_f32(*x).to_f64(),
+            };
+            for head in 0..SMALL.q_heads() {
+                let row = |what, head, token, dim| -> Vec<f64> {
+                    vector(1, 1, what, head, token, dim).iter().map(round).collect()
+                };
+                let q = row(What::Q, head, 20, 16);
+                let weight: Vec<f64> = (0..21)
+                    .map(|token| {
+                        let k = row(What::K, head / 3, token, 16);
+                        let score: f64 = q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() / 4.0;
+                        (2.0 * (score / 2.0).tanh()).exp()
+                    })
+                    .collect();
+                let sum: f64 = weight.iter().sum();
+                for column in 0..24 {
+                    let exact: f64 = (0..21)
+                        .map(|token| weight[token] / sum * row(What::V, head / 3, token, 24)[column])
+                        .sum();
+                    let ours = f64::from(outs[3][head * 24 + column]);
+                    assert!((exact - ours).abs() < 4e-3, "{dtype:?}: {exact} and {ours}");
+                }
+            }
+        }
+    }
 }

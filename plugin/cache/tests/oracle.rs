@@ -1,5 +1,6 @@
 //! Kept sets against an oracle in f64, written from the papers: it replays every step over plain lists
 //! and shares nothing with the crate.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! A long running request at level 0 is retuned to H2O at half budget in int4: what it frees, and how long
 //! the step takes that does it.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! A stand-in for the engine: tokens with reproducible q, k and v, steps through the seam's traits, and an
 //! attention oracle in f64 that shares nothing with the crate.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 /// Why a program did not do its part.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProcessError {
-    #[error("cannot start `{command}`: {source}")]
+    #[error("cannot start `{command}`")]
     Start { command: String, source: std::io::Error },
     #[error("`{command}` failed: {status}")]
     Failed { command: String, status: ExitStatus },

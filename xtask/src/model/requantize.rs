@@ -14,12 +14,12 @@ const FILE_TYPE_Q8_0: u32 = 7;
 /// Why a file could not be rewritten.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RequantizeError {
-    #[error("reading {path}: {source}")]
+    #[error("reading {path}")]
     Read {
         path: String,
         source: candle_core::Error,
     },
-    #[error("tensor {name}: {source}")]
+    #[error("tensor {name}")]
     Tensor {
         name: String,
         source: candle_core::Error,
@@ -29,7 +29,7 @@ pub(super) enum RequantizeError {
         GgmlDType::Q8_0.block_size()
     )]
     Columns { name: String, columns: usize },
-    #[error("writing {path}: {source}")]
+    #[error("writing {path}")]
     Write {
         path: String,
         source: candle_core::Error,

@@ -77,14 +77,14 @@ struct NewFile {
 /// What is wrong with a patch, or with what it is applied to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PatchError {
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Toml {
         path: PathBuf,
         source: Box<toml::de::Error>,
     },
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Edit {
         path: PathBuf,
         source: Box<toml_edit::TomlError>,

@@ -12,18 +12,18 @@ pub(super) struct Addresses {
 /// An address that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AddressError {
-    #[error("the configuration is not TOML: {0}")]
+    #[error("the configuration is not TOML")]
     Toml(#[from] toml::de::Error),
     #[error("field `{field}`: missing; expected an address, as in 127.0.0.1:8080")]
     Missing { field: &'static str },
     #[error("field `{field}`: given {given:?}, expected an address, as in 127.0.0.1:8080")]
     Malformed { field: &'static str, given: String },
-    #[error("{field} {address}: {source}; choose another with {flag}")]
+    #[error("{field} {address}: {reason}; choose another with {flag}")]
     Taken {
         field: &'static str,
         address: SocketAddr,
         flag: &'static str,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
 }
 
@@ -63,11 +63,11 @@ impl Addresses {
         let check = |field, flag, address| {
             TcpListener::bind(address)
                 .map(drop)
-                .map_err(|source| AddressError::Taken {
+                .map_err(|reason| AddressError::Taken {
                     field,
                     address,
                     flag,
-                    source,
+                    reason,
                 })
         };
         check("server.listen", "--listen", self.openai)?;

@@ -8,7 +8,7 @@ use super::addresses::reachable;
 
 /// Whether the policy API at `address` answers that requests are served.
 pub(super) fn is_ready(address: SocketAddr) -> bool {
-    ask(reachable(address)).is_ok_and(|status| status.starts_with(b"HTTP/1.1 200"))
+    ask(reachable(address)).is_ok_and(|status| status.starts_with(b"HTTP/1.") && status.ends_with(b" 200"))
 }
 
 fn ask(address: SocketAddr) -> std::io::Result<[u8; 12]> {

@@ -52,11 +52,12 @@ impl Settings {
             origin: origin.to_owned(),
             reason: one_line(&err.to_string()),
         };
-        let value: Value = builder
+        let mut value: Value = builder
             .build()
             .map_err(syntax)?
             .try_deserialize()
             .map_err(syntax)?;
+        one_way_a_class(&mut value, text, &set);
         let check = || -> Result<Self, FieldFault> {
             let settings: Self = decode(&value, "")?;
             validate(&settings)?;
@@ -66,6 +67,32 @@ impl Settings {
             origin: source_of(&fault.field, &set, origin),
             fault,
         })
+    }
+}
+
+/// A class has a level or a policy. Sources are merged field by field, so where a later source gives a
+/// class the other of the two, the file's is taken away; within one source both are an error.
+fn one_way_a_class(value: &mut Value, file: &str, set: &[String]) {
+    let file: toml::Table = toml::from_str(file).unwrap_or_default();
+    let Some(classes) = value.get_mut("class").and_then(Value::as_object_mut) else {
+        return;
+    };
+    for (name, class) in classes {
+        let Some(class) = class
+            .as_object_mut()
+            .filter(|class| class.contains_key("level") && class.contains_key("policy"))
+        else {
+            continue;
+        };
+        let in_file = |key: &str| {
+            let found = file.get("class").and_then(|classes| classes.get(name)?.get(key));
+            found.is_some() && !set.contains(&format!("class.{name}.{key}"))
+        };
+        match (in_file("level"), in_file("policy")) {
+            (true, false) => class.remove("level"),
+            (false, true) => class.remove("policy"),
+            _ => None,
+        };
     }
 }
 

@@ -575,3 +575,63 @@ fn half_precision_activations() {
         }
     }
 }
+
+/// Loosening applies to what comes next: rows already packed stay packed, evicted ones stay away.
+#[test]
+fn retune_up_restores_nothing() {
+    let plugin = plugin(policy(
+        r#"{"select": {"method": "streaming", "budget": 0.5, "recent": 16},
+            "quantize": {"k_bits": 4, "v_bits": 8, "residual": 16}}"#,
+    ));
+    let mut seq = [open(&plugin, &SMALL, 1, 1)];
+    step(&plugin, &SMALL, &mut seq, 100);
+    let packed = |plugin: &Plugin, seq: &Seq| -> usize {
+        let layers = check_invariants(plugin, seq);
+        let blocks = layers[0].heads[0].blocks.iter();
+        blocks
+            .filter(|block| (block.k, block.v) == (Codec::Int4, Codec::Int8))
+            .map(|block| block.rows)
+            .sum()
+    };
+    assert_eq!(packed(&plugin, &seq[0]), 50 - 4 - 16);
+    let receipt = plugin.retune(1, None, policy("{}")).unwrap();
+    assert!(
+        receipt
+            .notes
+            .iter()
+            .any(|note| note.starts_with("bits: tokens already packed stay at k4 v8"))
+    );
+    assert!(
+        receipt
+            .notes
+            .iter()
+            .any(|note| note.starts_with("budget: 50 of 100")),
+        "{:?}",
+        receipt.notes
+    );
+    for _ in 0..60 {
+        step(&plugin, &SMALL, &mut seq, 1);
+    }
+    assert_eq!(packed(&plugin, &seq[0]), 30);
+    assert_eq!(plugin.request(1).unwrap().kept_max, 110);
+}
+
+/// A budget is rounded up to whole tokens, and a product that is only nearly an integer counts as one.
+#[test]
+fn budgets_are_exact() {
+    for (budget, seen, kept) in [
+        ("0.55", 100, 55),
+        ("0.07", 1000, 70),
+        ("0.29", 100, 29),
+        ("0.5", 101, 51),
+        ("0.02", 100, 16),
+    ] {
+        let json = format!(
+            r#"{{"select": {{"method": "streaming", "budget": {budget}, "sinks": 0, "recent": 16}}}}"#
+        );
+        let plugin = plugin(policy(&json));
+        let mut seq = [open(&plugin, &SMALL, 1, 1)];
+        step(&plugin, &SMALL, &mut seq, seen);
+        assert_eq!(plugin.request(1).unwrap().kept_max, kept, "{budget} of {seen}");
+    }
+}

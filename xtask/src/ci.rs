@@ -43,8 +43,8 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
                 .current_dir(dir)
                 .arg("--manifest-path")
                 .arg(dir.join("Cargo.toml"));
-            command.arg("check").arg("--config").arg(root.join("deny.toml"));
-            run(command.args(["licenses", "bans", "sources"]))?;
+            command.arg("--config").arg(root.join("deny.toml"));
+            run(command.args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]))?;
         }
         Ok(())
     })?;

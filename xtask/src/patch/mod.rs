@@ -334,7 +334,10 @@ mod tests {
         let outside = "crate = \"host\"\nversion = \"1.2.3\"\n[[file]]\npath = \"../x\"\nsha256 = \"\"\n";
         assert!(message(outside).contains("given \"../x\""));
         let typo = "crate = \"host\"\nversion = \"1.2.3\"\n[[file]]\npath = \"x\"\nsha = \"\"\n";
-        assert!(message(typo).contains("unknown field `sha`"));
+        let PatchError::Toml { source, .. } = load_text(typo).unwrap_err() else {
+            panic!("a typo was accepted")
+        };
+        assert!(source.message().contains("unknown field `sha`"), "{source}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+pub(crate) mod matrix;
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};

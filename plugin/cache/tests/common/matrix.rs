@@ -1,0 +1,130 @@
+//! The matrix: every policy, and what must hold of a sequence that lived under one.
+
+use cinch_cache::{BlockView, LayerView, Plugin};
+use cinch_kernels::Codec;
+use cinch_protocol::{Bits, Policy};
+
+use super::*;
+
+/// Every policy of the matrix. A new method is one more line here.
+pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
+    [
+        ("exact", r#"{"store": "exact"}"#),
+        ("full", r#"{}"#),
+        ("int8", r#"{"quantize": {"k_bits": 8, "v_bits": 8}}"#),
+        ("int4", r#"{"quantize": {"k_bits": 4, "v_bits": 4}}"#),
+        (
+            "k4v8",
+            r#"{"quantize": {"k_bits": 4, "v_bits": 8, "residual": 16}}"#,
+        ),
+        (
+            "k8v4",
+            r#"{"quantize": {"k_bits": 8, "v_bits": 4, "residual": 48}}"#,
+        ),
+        ("k16v4", r#"{"quantize": {"k_bits": 16, "v_bits": 4}}"#),
+        (
+            "streaming",
+            r#"{"select": {"method": "streaming", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "h2o",
+            r#"{"select": {"method": "h2o", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "h2o×int4",
+            r#"{"select": {"method": "h2o", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
+                "quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
+            "streaming×int8",
+            r#"{"select": {"method": "streaming", "budget": 0.3, "sinks": 0, "recent": 16, "interval": 8},
+                "quantize": {"k_bits": 8, "v_bits": 8}}"#,
+        ),
+    ]
+    .map(|(name, json)| (name, policy(json)))
+    .to_vec()
+}
+
+pub(crate) fn each(f: impl Fn(&str, &Policy)) {
+    for (name, policy) in policies() {
+        println!("{name}");
+        f(name, &policy);
+    }
+}
+
+pub(crate) fn total(policy: &Policy, seen: usize) -> usize {
+    policy.select.as_ref().map_or(seen, |select| {
+        let share = (select.budget * seen as f64 - 1e-9).ceil() as usize;
+        share.max((select.sinks + select.recent) as usize).min(seen)
+    })
+}
+
+/// What must hold of a sequence that lived under one policy; `at` is `seen` at its last eviction.
+pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> Vec<LayerView> {
+    let layers = check_invariants(plugin, seq);
+    let kept = total(policy, at) + seq.seen - at;
+    for head in layers.iter().flat_map(|layer| &layer.heads) {
+        assert_eq!(head.positions.len(), kept, "the budget is met exactly");
+        if let Some(select) = &policy.select {
+            let sinks = (select.sinks as usize).min(seq.seen);
+            assert!(
+                (0..sinks).all(|p| head.positions.contains(&(p as u32))),
+                "sinks stay"
+            );
+            let recent = (select.recent as usize).min(seq.seen);
+            assert!(
+                (seq.seen - recent..seq.seen).all(|p| head.positions.contains(&(p as u32))),
+                "recent stay"
+            );
+        }
+        check_codecs(policy, &head.blocks, kept);
+    }
+    layers
+}
+
+pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
+    let rows: Vec<(Codec, Codec)> = blocks
+        .iter()
+        .flat_map(|block| std::iter::repeat_n((block.k, block.v), block.rows))
+        .collect();
+    let store = if policy.store == cinch_protocol::Store::Exact {
+        Codec::F32
+    } else {
+        Codec::F16
+    };
+    let Some(quantize) = &policy.quantize else {
+        assert!(rows.iter().all(|row| *row == (store, store)));
+        return;
+    };
+    let codec = |bits| match bits {
+        Bits::B4 => Codec::Int4,
+        Bits::B8 => Codec::Int8,
+        Bits::B16 => store,
+    };
+    let packed = (codec(quantize.k_bits), codec(quantize.v_bits));
+    let sinks = policy
+        .select
+        .as_ref()
+        .map_or(4, |select| select.sinks as usize)
+        .min(kept);
+    let residual = quantize.residual as usize;
+    let batch = (residual / 4).max(16);
+    assert!(
+        rows[..sinks].iter().all(|row| *row == (store, store)),
+        "sinks are in full precision"
+    );
+    let window = rows
+        .iter()
+        .rev()
+        .take_while(|row| **row == (store, store))
+        .count()
+        .min(kept - sinks);
+    assert!(
+        window >= residual.min(kept - sinks) && window < residual + batch,
+        "recent window of {window}"
+    );
+    assert!(
+        rows[sinks..kept - window].iter().all(|row| *row == packed),
+        "the rest is packed"
+    );
+}

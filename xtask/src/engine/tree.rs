@@ -23,7 +23,7 @@ struct Stamp {
     trees: BTreeMap<String, String>,
 }
 
-/// What [`write`] did.
+/// What [`write()`] did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
     pub(super) unchanged: usize,

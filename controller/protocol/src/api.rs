@@ -180,6 +180,10 @@ pub struct Capacity {
     pub demanded_bytes: u64,
     /// Bytes the live requests would hold in f16, nothing evicted.
     pub uncompressed_bytes: u64,
+    /// Bytes of all blocks there are, prefix cache included; a block that several share counts once.
+    pub allocated_bytes: u64,
+    /// The most `allocated_bytes` ever was.
+    pub peak_bytes: u64,
     /// Bytes finished prefixes hold for reuse, beside `used_bytes`.
     pub prefix_cache_bytes: u64,
     /// Most the prefix cache may hold.

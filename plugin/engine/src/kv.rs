@@ -34,6 +34,10 @@ pub struct Kv {
 /// The plugin's totals, in the units of the wire.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct KvTotals {
+    /// Bytes of all blocks there are, prefix cache included, shared ones once.
+    pub allocated_bytes: u64,
+    /// The most `allocated_bytes` ever was.
+    pub peak_bytes: u64,
     /// Bytes finished prefixes hold.
     pub prefix_bytes: u64,
     /// Finished prefixes held.
@@ -298,6 +302,8 @@ impl Kv {
             (name, class)
         });
         KvTotals {
+            allocated_bytes: totals.live_bytes as u64,
+            peak_bytes: totals.peak_bytes as u64,
             prefix_bytes: totals.prefix_bytes as u64,
             prefix_entries: totals.prefix_entries as u64,
             prefix_hits: totals.prefix_hits,

@@ -70,6 +70,8 @@ struct Inner {
     scrape: Mutex<()>,
     by_class: ByClass,
     capacity: IntGauge,
+    allocated: IntGauge,
+    peak: IntGauge,
     prefix_bytes: IntGauge,
     prefix_entries: IntGauge,
     prefix_hits: IntCounter,
@@ -166,6 +168,20 @@ impl Metrics {
             capacity: add(
                 r,
                 IntGauge::new("cinch_kv_capacity_bytes", "The configured KV capacity.")?,
+            )?,
+            allocated: add(
+                r,
+                IntGauge::new(
+                    "cinch_kv_allocated_bytes",
+                    "Bytes of all KV blocks, prefix cache included; a block that several share counts once.",
+                )?,
+            )?,
+            peak: add(
+                r,
+                IntGauge::new(
+                    "cinch_kv_peak_bytes",
+                    "The most that cinch_kv_allocated_bytes ever was.",
+                )?,
             )?,
             prefix_bytes: add(
                 r,
@@ -319,6 +335,8 @@ impl Metrics {
         let inner = &self.0;
         let _one = inner.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         let totals = kv.totals();
+        inner.allocated.set(signed(totals.allocated_bytes));
+        inner.peak.set(signed(totals.peak_bytes));
         inner.prefix_bytes.set(signed(totals.prefix_bytes));
         inner.prefix_entries.set(signed(totals.prefix_entries));
         raise(&inner.prefix_hits, totals.prefix_hits);

@@ -21,6 +21,8 @@ pub(super) async fn get(State(app): State<Arc<App>>) -> Json<Capacity> {
         queued_bytes,
         demanded_bytes: used_bytes + queued_bytes,
         uncompressed_bytes: sum(|class| class.uncompressed_bytes),
+        allocated_bytes: totals.allocated_bytes,
+        peak_bytes: totals.peak_bytes,
         prefix_cache_bytes: totals.prefix_bytes,
         prefix_cache_capacity_bytes: app.kv.prefix_cache_capacity(),
         classes: totals

@@ -28,6 +28,7 @@ async fn whole(flight: Flight, mut answers: Receiver<EngineResponse>) -> Respons
     match message {
         Some(Message::Whole { mut body, usage }) => {
             flight.whole(&usage);
+            flight.name_model(&mut body);
             body["cinch"] = serde_json::to_value(flight.served_with()).unwrap_or_default();
             flight.end(Outcome::Ok);
             Json(body).into_response()
@@ -79,7 +80,7 @@ mod tests {
                 logprobs: None,
             }],
             created: 1,
-            model: "smollm2".into(),
+            model: "/a/folder".into(),
             system_fingerprint: "local".into(),
             object: "text_completion".into(),
             usage: Usage {
@@ -113,6 +114,7 @@ mod tests {
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         let body: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(body["choices"][0]["text"], "hello");
+        assert_eq!(body["model"], "smollm2");
         assert_eq!(body["cinch"]["request"], 9);
         assert_eq!(body["cinch"]["level"], 0);
         assert_eq!(body["cinch"]["managed"], true);

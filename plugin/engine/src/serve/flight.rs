@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use cinch_protocol::ServedWith;
 use mistralrs_core::Usage;
+use serde_json::Value;
 
 use crate::metrics::Outcome;
+use crate::model;
 use crate::state::App;
 
 /// Dropped without [`end`](Flight::end), the client went away.
@@ -33,6 +35,11 @@ impl Flight {
             chunks: None,
             outcome: Outcome::Canceled,
         }
+    }
+
+    /// Gives an answer the name clients asked for: mistral.rs puts the model's folder there.
+    pub(super) fn name_model(&self, body: &mut Value) {
+        body["model"] = model::served_name(&self.app.settings.model).into();
     }
 
     /// What the answer says of the cache.

@@ -262,6 +262,10 @@ fn only_text(body: &Value) -> Result<(), FieldFault> {
         ));
     }
     let messages = body.get("messages").and_then(Value::as_array);
+    if messages.is_some_and(Vec::is_empty) {
+        // The chat template makes a prompt of nothing, which the model then answers at any length.
+        return Err(FieldFault::new("messages", "[]", "at least one message"));
+    }
     for (m, message) in messages.into_iter().flatten().enumerate() {
         let parts = message.get("content").and_then(Value::as_array);
         for (p, part) in parts.into_iter().flatten().enumerate() {
@@ -307,6 +311,7 @@ mod tests {
             only_text(&image).unwrap_err().field,
             "messages[0].content[1].type"
         );
+        assert_eq!(only_text(&json!({"messages": []})).unwrap_err().field, "messages");
         assert!(only_text(&json!({"web_search_options": {}})).is_err());
         assert!(only_text(&json!({"messages": [{"role": "user", "content": "hello"}]})).is_ok());
     }

@@ -73,7 +73,10 @@ impl Pump {
 
     fn take(&mut self, message: Option<Message>) {
         match message {
-            Some(Message::Chunk { body, ended }) => {
+            Some(Message::Chunk { mut body, ended }) => {
+                if let Some(flight) = &self.flight {
+                    flight.name_model(&mut body);
+                }
                 for key in REPEATED {
                     if let Some(value) = body.get(key) {
                         self.head.insert(key.into(), value.clone());
@@ -157,7 +160,7 @@ mod tests {
                 })
                 .collect(),
             created: 1,
-            model: "smollm2".into(),
+            model: "/a/folder".into(),
             system_fingerprint: "local".into(),
             object: "chat.completion.chunk".into(),
             usage: None,
@@ -213,6 +216,7 @@ mod tests {
             (&last["id"], &last["object"]),
             (&json!("17"), &json!("chat.completion.chunk"))
         );
+        assert_eq!(last["model"], "smollm2");
         assert_eq!(last["cinch"]["request"], 3);
         assert_eq!(last["cinch"]["class"], "batch");
         assert_eq!(last["cinch"]["level"], 2);

@@ -5,13 +5,15 @@ use cinch_engine::api::router;
 use cinch_engine::metrics::Outcome;
 
 /// Name, type, and whether it has a `class` label.
-const METRICS: [(&str, &str, bool); 24] = [
+const METRICS: [(&str, &str, bool); 26] = [
     ("cinch_build_info", "gauge", false),
     ("cinch_ready", "gauge", false),
     ("cinch_kv_bytes", "gauge", true),
     ("cinch_kv_queued_bytes", "gauge", true),
     ("cinch_kv_uncompressed_bytes", "gauge", true),
     ("cinch_kv_capacity_bytes", "gauge", false),
+    ("cinch_kv_allocated_bytes", "gauge", false),
+    ("cinch_kv_peak_bytes", "gauge", false),
     ("cinch_kept_tokens", "gauge", true),
     ("cinch_seen_tokens", "gauge", true),
     ("cinch_time_to_first_token_seconds", "histogram", true),

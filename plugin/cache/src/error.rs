@@ -26,15 +26,6 @@ pub enum CacheError {
         /// The engine's request id.
         request: usize,
     },
-    /// The thread pool could not be started.
-    #[error("cannot start {threads} threads")]
-    Threads {
-        /// Asked threads.
-        threads: usize,
-        /// Why.
-        #[source]
-        source: rayon::ThreadPoolBuildError,
-    },
 }
 
 /// Why a running request could not be retuned.

@@ -38,21 +38,10 @@ impl Plugin {
     /// A plugin that serves requests nobody assigned with `default`.
     ///
     /// # Errors
-    /// A setting or the default policy out of range, or threads that can't be started.
+    /// The default policy is out of range.
     pub fn new(settings: PluginSettings, default: Assignment) -> Result<Arc<Self>, CacheError> {
-        settings.validate()?;
         let plan = Arc::new(Plan::compile(1, default.level, default.policy)?);
-        let pool = settings
-            .threads
-            .map(|threads| {
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(|index| format!("cinch-{index}"))
-                    .build()
-                    .map_err(|source| CacheError::Threads { threads, source })
-            })
-            .transpose()?;
-        let core = Core::new(settings, pool, (default.class.clone(), plan));
+        let core = Core::new(settings, (default.class.clone(), plan));
         core.registry.counters(&default.class);
         Ok(Arc::new(Self { core: Arc::new(core) }))
     }

@@ -1,7 +1,5 @@
 //! What the plugin is started with.
 
-use crate::error::CacheError;
-
 /// Settings that hold for the life of the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginSettings {
@@ -11,8 +9,8 @@ pub struct PluginSettings {
     pub error_sample: ErrorSample,
     /// Attend through tensor operations even on CPU: slower, for tests of that path.
     pub force_device_path: bool,
-    /// Threads of the plugin's own pool, 1 ..= 1024. `None`: the process's global pool.
-    pub threads: Option<usize>,
+    /// Attend on the calling thread alone, instead of on candle's pool: for tests that count allocations.
+    pub serial: bool,
 }
 
 /// Which layers and heads measure what a compression did to their attention output. Each measurement
@@ -46,20 +44,7 @@ impl Default for PluginSettings {
             prefix_cache_bytes: 256 << 20,
             error_sample: ErrorSample::default(),
             force_device_path: false,
-            threads: None,
-        }
-    }
-}
-
-impl PluginSettings {
-    pub(crate) fn validate(&self) -> Result<(), CacheError> {
-        match self.threads {
-            Some(given @ (0 | 1025..)) => Err(CacheError::Setting {
-                field: "threads",
-                given,
-                allowed: "1 to 1024",
-            }),
-            _ => Ok(()),
+            serial: false,
         }
     }
 }

@@ -23,7 +23,6 @@ pub(crate) struct Core {
     pub(crate) settings: PluginSettings,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) registry: Registry,
-    pub(crate) pool: Option<rayon::ThreadPool>,
     pub(crate) prefix: PrefixReport,
     prefixes: Mutex<HashMap<u64, Arc<Gauges>>>,
     default: RwLock<Arc<(String, Arc<Plan>)>>,
@@ -33,17 +32,12 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(
-        settings: PluginSettings,
-        pool: Option<rayon::ThreadPool>,
-        default: (String, Arc<Plan>),
-    ) -> Self {
+    pub(crate) fn new(settings: PluginSettings, default: (String, Arc<Plan>)) -> Self {
         let plans = AtomicU64::new(default.1.id);
         Self {
             settings,
             ledger: Arc::default(),
             registry: Registry::default(),
-            pool,
             prefix: PrefixReport::default(),
             prefixes: Mutex::default(),
             default: RwLock::new(Arc::new(default)),

@@ -75,7 +75,7 @@ fn reported_bytes_are_allocated_bytes() {
         let plugin = plugin_with(
             policy(json),
             PluginSettings {
-                threads: Some(1),
+                serial: true,
                 ..PluginSettings::default()
             },
         );

@@ -224,23 +224,7 @@ fn assignments_and_retunes() {
         Plugin::new(settings(), assignment(bad())),
         Err(CacheError::Policy(_))
     ));
-    let threads = PluginSettings {
-        threads: Some(0),
-        ..settings()
-    };
-    let error = Plugin::new(threads, assignment(policy("{}")))
-        .err()
-        .unwrap()
-        .to_string();
-    assert_eq!(error, "threads: given 0, allowed 1 to 1024");
-
-    let plugin = plugin_with(
-        policy("{}"),
-        PluginSettings {
-            threads: Some(2),
-            ..settings()
-        },
-    );
+    let plugin = plugin_with(policy("{}"), settings());
     assert!(matches!(
         plugin.assign(5, assignment(bad())),
         Err(CacheError::Policy(_))

@@ -114,13 +114,8 @@ fn prefill(
     out: &mut [f32],
 ) -> Result<Vec<Vec<Vec<f32>>>, HookError> {
     let (geometry, group) = (step.geometry, step.geometry.group());
-    let threads = step
-        .core
-        .pool
-        .as_ref()
-        .map_or_else(rayon::current_num_threads, |p| p.current_num_threads());
     // Few heads on many threads: a task per query head, at the price of unpacking the past for each.
-    let share = if geometry.batch * geometry.shape.kv_heads < 2 * threads {
+    let share = if geometry.batch * geometry.shape.kv_heads < 2 * step.threads() {
         1
     } else {
         group

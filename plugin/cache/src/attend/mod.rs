@@ -10,12 +10,12 @@ mod device;
 mod host;
 mod settle;
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use candle_core::utils::barrier_pool;
 use candle_core::{Device, Tensor};
 use cinch_hooks::{AttendParams, HookError, Qkv, SequenceCache};
 use cinch_kernels::Heads;
-use rayon::prelude::*;
 
 use crate::layer::{Layer, OBSERVED_QUERIES};
 use crate::registry::lock;
@@ -40,19 +40,34 @@ pub(crate) struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Runs `f` on every task, on several threads if there is enough to do.
+    /// Runs `f` on every task, on candle's threads if there is enough to do. A pool of our own would fight
+    /// with candle's for the cores: its workers spin for a while after each matmul.
     fn run<T: Send>(
         &self,
         tasks: &mut [T],
-        f: impl Fn(&mut T) -> Result<(), HookError> + Sync + Send,
+        f: impl Fn(&mut T) -> Result<(), HookError> + Sync,
     ) -> Result<(), HookError> {
-        if tasks.len() < 2 || self.work < SERIAL_WORK {
+        if self.threads() == 1 || tasks.len() < 2 || self.work < SERIAL_WORK {
             return tasks.iter_mut().try_for_each(f);
         }
-        let parallel = || tasks.par_iter_mut().with_max_len(1).try_for_each(f);
-        match &self.core.pool {
-            Some(pool) => pool.install(parallel),
-            None => parallel(),
+        let failed = Mutex::new(None);
+        let tasks: Vec<Mutex<&mut T>> = tasks.iter_mut().map(Mutex::new).collect();
+        barrier_pool().execute_chunked(tasks.len(), |range| {
+            for task in &tasks[range] {
+                if let Err(error) = f(&mut lock(task)) {
+                    lock(&failed).get_or_insert(error);
+                }
+            }
+        });
+        lock(&failed).take().map_or(Ok(()), Err)
+    }
+
+    /// Threads that [`run`](Self::run) may use.
+    fn threads(&self) -> usize {
+        if self.core.settings.serial {
+            1
+        } else {
+            barrier_pool().n_workers() + 1
         }
     }
 }

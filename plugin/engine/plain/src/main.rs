@@ -19,7 +19,7 @@ async fn main() -> Result<()> {
     let [plan, model, out] = args.as_slice() else {
         bail!("usage: cinch-plain PLAN.json MODEL.gguf OUT.json");
     };
-    let plan: probe::Plan = serde_json::from_slice(&std::fs::read(plan).context("reading the plan")?)
+    let plan: cinch_protocol::probe::Plan = serde_json::from_slice(&std::fs::read(plan).context("reading the plan")?)
         .context("parsing the plan")?;
     let folder = model.parent().context("MODEL.gguf has no folder")?;
     let file = model.file_name().context("MODEL.gguf has no name")?;

@@ -1,0 +1,223 @@
+//! A real engine for a test: probed without a server, or served on ports of its own.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use cinch_protocol::probe::{Plan, Report};
+use serde_json::Value;
+
+fn env(name: &str) -> PathBuf {
+    std::env::var_os(name)
+        .unwrap_or_else(|| panic!("{name} is not set: run these tests with `cargo xtask test`"))
+        .into()
+}
+
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
+}
+
+/// Moby Dick.
+pub fn text() -> String {
+    std::fs::read_to_string(env("CINCH_TEXT")).unwrap()
+}
+
+/// The `cinch` binary with the repository's own configuration and the demo model.
+pub fn cinch(subcommand: &str, overrides: &[&str]) -> Command {
+    let mut command = Command::new(env("CINCH_BIN"));
+    command
+        .arg(subcommand)
+        .arg("--config")
+        .arg(root().join("configs/engine.toml"))
+        .arg("--set")
+        .arg(format!("model.file={}", env("CINCH_MODEL").display()));
+    for change in overrides {
+        command.args(["--set", change]);
+    }
+    command
+}
+
+pub fn probe(overrides: &[&str], plan: &Plan) -> Report {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (dir.path().join("plan.json"), dir.path().join("report.json"));
+    std::fs::write(&path, serde_json::to_vec(plan).unwrap()).unwrap();
+    let output = cinch("probe", overrides).arg(&path).arg(&out).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    serde_json::from_slice(&std::fs::read(out).unwrap()).unwrap()
+}
+
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// A served engine; stopped when dropped.
+pub struct Server {
+    child: Child,
+    pub openai: String,
+    pub api: String,
+}
+
+impl Server {
+    pub fn start(overrides: &[&str]) -> Self {
+        let (port, api_port) = (free_port(), free_port());
+        let child = cinch("serve", overrides)
+            .args(["--set", &format!("server.listen=127.0.0.1:{port}")])
+            .args(["--set", &format!("api.listen=127.0.0.1:{api_port}")])
+            .args(["--set", "log.level=warn"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut server = Self {
+            child,
+            openai: format!("http://127.0.0.1:{port}"),
+            api: format!("http://127.0.0.1:{api_port}"),
+        };
+        let start = Instant::now();
+        while ureq::get(format!("{}/readyz", server.api)).call().is_err() {
+            assert_eq!(
+                server.child.try_wait().unwrap(),
+                None,
+                "the engine ended while loading"
+            );
+            assert!(
+                start.elapsed() < Duration::from_secs(120),
+                "the engine is not ready"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        server
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        let mut answer = ureq::get(format!("{}{path}", self.api)).call().unwrap();
+        answer.body_mut().read_json().unwrap()
+    }
+
+    /// Status and body, whatever the status.
+    pub fn send(&self, method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
+        let (status, text) = self.send_text(method, url, headers, body);
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    pub fn send_text(&self, method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build()
+            .into();
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(url)
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut answer = agent.run(request.body(body.to_owned()).unwrap()).unwrap();
+        let status = answer.status().as_u16();
+        (
+            status,
+            answer
+                .body_mut()
+                .with_config()
+                .limit(64 << 20)
+                .read_to_string()
+                .unwrap(),
+        )
+    }
+
+    pub fn complete(&self, headers: &[(&str, &str)], body: &Value) -> (u16, Value) {
+        self.send(
+            "POST",
+            &format!("{}/v1/completions", self.openai),
+            headers,
+            &body.to_string(),
+        )
+    }
+
+    /// A metric's value, labels included in `name`.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.send_text("GET", &format!("{}/metrics", self.api), &[], "");
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Starts a streaming completion and hands each event, with its arrival, to `each` until that ends it.
+    pub fn stream(&self, body: &Value, mut each: impl FnMut(Instant, &Value)) {
+        let mut answer = ureq::post(format!("{}/v1/completions", self.openai))
+            .send_json(body)
+            .unwrap();
+        let reader = BufReader::new(answer.body_mut().as_reader());
+        for line in reader.lines() {
+            let line = line.unwrap();
+            if let Some(data) = line.strip_prefix("data: ")
+                && data != "[DONE]"
+            {
+                each(Instant::now(), &serde_json::from_str(data).unwrap());
+            }
+        }
+    }
+
+    /// The only live request's id, once it runs.
+    pub fn running(&self) -> u64 {
+        let start = Instant::now();
+        loop {
+            let live = self.get("/v1/requests");
+            if let Some(request) = live["requests"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|r| r["state"] == "running")
+            {
+                return request["id"].as_u64().unwrap();
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "no running request: {live}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ctrl-C, as a person would; the exit status.
+    pub fn stop(mut self) -> Option<i32> {
+        let interrupt = Command::new("kill")
+            .args(["-INT", &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(interrupt.success());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended_before = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// Reads f32 logits, little endian.
+pub fn logits(path: &std::path::Path) -> Vec<f32> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .unwrap()
+        .read_to_end(&mut bytes)
+        .unwrap();
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
+}

@@ -23,7 +23,15 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         run(cargo(workspace, plugin).args(["fmt", "--package", ENGINE, "--check"]))
     })?;
     step("Linting the workspace", |run| {
-        run(cargo(workspace, root).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+        run(cargo(workspace, root).args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+            "--",
+            "-D",
+            "warnings",
+        ]))
     })?;
     step("Documenting the workspace", |run| {
         run(strict(cargo(workspace, root).args([

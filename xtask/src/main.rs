@@ -4,14 +4,17 @@
 //! that takes long says what it does, that it goes on, and how long it took.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod digest;
 mod engine;
 mod model;
 mod patch;
+mod plain;
 mod process;
 mod step;
 mod suite;
+mod text;
 mod up;
 mod workspace;
 
@@ -49,6 +52,15 @@ enum Command {
     },
     /// What CI runs: format, lints, licences, docs, then `test`.
     Ci,
+    /// Record what the unhooked engine answers on this CPU into tests/recordings (builds it first).
+    RecordPlain,
+    /// Six requests at once: the engine against itself with the plugin off and against plain mistral.rs as
+    /// published, interleaved (builds the latter first).
+    BenchSix {
+        /// Rounds of all three.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// Aids for writing plugin/engine/patches.
     #[command(subcommand)]
     Patch(PatchCommand),
@@ -95,6 +107,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Up(args) => return up::run(&workspace, &args),
         Command::Test { fast } => suite::run(&workspace, fast)?,
+        Command::RecordPlain => plain::record(&workspace)?,
+        Command::BenchSix { rounds } => bench::six(&workspace, rounds)?,
         Command::Ci => ci::run(&workspace)?,
         Command::Patch(PatchCommand::Hash { file, line, replace }) => {
             engine::print_hash(&workspace, &file, line, replace)?;

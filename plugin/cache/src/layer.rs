@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use cinch_hooks::{HookError, LayerShape};
+use cinch_protocol::Store;
 
 use crate::plan::Plan;
 use crate::select::{self, Rows};
-use crate::store::{Column, Dims, Head, Ledger, Rebuilt, Targets};
+use crate::store::{Column, Dims, Head, Ledger, Pair, Rebuilt, Targets};
 
 /// Prompt queries whose weights count where scores are kept per layer: the observation window of SnapKV
 /// (arXiv 2404.14469, section 4) at its largest, cheap enough to be on for every request.
@@ -91,6 +92,19 @@ impl Layer {
         if plan.head_scores() {
             self.split_scores(ledger, group as f32);
         }
+    }
+
+    /// Whether every row seen is held as it came: the plan asks for it and nothing before it did otherwise.
+    pub(crate) fn is_exact(&self) -> bool {
+        let kept = Pair::both(self.targets.store);
+        self.plan.policy.store == Store::Exact
+            && self.plan.policy.select.is_none()
+            && !self.targets.packs()
+            && self.heads.iter().all(|head| {
+                head.positions().is_none()
+                    && head.kept() == self.seen
+                    && head.blocks().iter().all(|block| block.pair() == kept)
+            })
     }
 
     /// Bytes allocated for this layer.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use candle_core::{DType, Tensor};
-use cinch_hooks::{AttendParams, CachePolicy, ForkRole, HookError, Qkv, SequenceCache, SequenceInfo};
+use cinch_hooks::{
+    AttendParams, CachePolicy, DenseAttention, ForkRole, HookError, Qkv, SequenceCache, SequenceInfo,
+};
 use cinch_protocol::{Bits, Policy, SelectMethod, Store};
 
 use crate::attend;
@@ -261,8 +263,9 @@ impl CachePolicy for Plugin {
         rows: &[Arc<dyn SequenceCache>],
         qkv: Qkv<'_>,
         params: &AttendParams,
+        engine: &dyn DenseAttention,
     ) -> Result<Tensor, HookError> {
-        attend::attend(&self.core, layer, rows, qkv, params)
+        attend::attend(&self.core, layer, rows, qkv, params, engine)
     }
 
     fn prefix_cache_limit(&self) -> usize {

@@ -195,7 +195,7 @@ fn half_precision_activations() {
                         });
                     let qkv = Qkv { q: &q, k: &k, v: &v };
                     let out = plugin
-                        .attend(layer, &[seq[0].cache.clone()], qkv, &params)
+                        .attend(layer, &[seq[0].cache.clone()], qkv, &params, &dense(params))
                         .unwrap();
                     assert_eq!(out.dtype(), dtype);
                     outs.push(

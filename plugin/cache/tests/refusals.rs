@@ -24,7 +24,13 @@ fn attend(
     v: &Tensor,
 ) -> Result<Tensor, HookError> {
     let handles: Vec<_> = rows.iter().map(|row| row.cache.clone()).collect();
-    plugin.attend(layer, &handles, Qkv { q, k, v }, &SMALL.params())
+    plugin.attend(
+        layer,
+        &handles,
+        Qkv { q, k, v },
+        &SMALL.params(),
+        &dense(SMALL.params()),
+    )
 }
 
 #[test]

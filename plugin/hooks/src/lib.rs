@@ -44,7 +44,8 @@ pub trait CachePolicy: Send + Sync {
     /// Appends the fresh K and V of `layer` to every row's cache and returns the attention output,
     /// shape (batch, query heads, query tokens, head dim), in the dtype of `q`.
     ///
-    /// `rows[i]` is the cache of batch row `i`; rows may differ in `seen`.
+    /// `rows[i]` is the cache of batch row `i`; rows may differ in `seen`. `engine` is the engine's own
+    /// attention, for rows that must give its very output.
     ///
     /// # Errors
     /// A typed refusal; no row's cache is left half appended at this layer.
@@ -54,6 +55,7 @@ pub trait CachePolicy: Send + Sync {
         rows: &[Arc<dyn SequenceCache>],
         qkv: Qkv<'_>,
         params: &AttendParams,
+        engine: &dyn DenseAttention,
     ) -> Result<Tensor, HookError>;
 
     /// Bytes that finished sequences may hold for prefix reuse; the engine evicts the oldest past it.
@@ -63,6 +65,22 @@ pub trait CachePolicy: Send + Sync {
 
     /// Told whenever the prefix cache changes or is asked: what it holds, and whether a lookup hit.
     fn prefix_cache_report(&self, _entries: usize, _bytes: usize, _lookup_hit: Option<bool>) {}
+}
+
+/// The engine's own attention over dense K and V, as it would run without a policy.
+pub trait DenseAttention {
+    /// Attends with q (1, query heads, query tokens, k_dim) to all of k (1, kv heads, seen, k_dim) and v
+    /// (1, kv heads, seen, v_dim), under the step's own mask; (1, query heads, query tokens, v_dim).
+    ///
+    /// # Errors
+    /// The engine's.
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor>;
+}
+
+impl<F: Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<Tensor>> DenseAttention for F {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+        self(q, k, v)
+    }
 }
 
 /// One sequence's cache, all layers. The engine holds it in many places, so mutability is interior.

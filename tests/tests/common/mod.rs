@@ -1,4 +1,5 @@
 //! A real engine for a test: probed without a server, or served on ports of its own.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::io::{BufRead, BufReader, Read};
@@ -16,7 +17,7 @@ fn env(name: &str) -> PathBuf {
         .into()
 }
 
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .unwrap()
@@ -24,12 +25,12 @@ pub fn root() -> PathBuf {
 }
 
 /// Moby Dick.
-pub fn text() -> String {
+pub(crate) fn text() -> String {
     std::fs::read_to_string(env("CINCH_TEXT")).unwrap()
 }
 
 /// The `cinch` binary with the repository's own configuration and the demo model.
-pub fn cinch(subcommand: &str, overrides: &[&str]) -> Command {
+pub(crate) fn cinch(subcommand: &str, overrides: &[&str]) -> Command {
     let mut command = Command::new(env("CINCH_BIN"));
     command
         .arg(subcommand)
@@ -43,7 +44,7 @@ pub fn cinch(subcommand: &str, overrides: &[&str]) -> Command {
     command
 }
 
-pub fn probe(overrides: &[&str], plan: &Plan) -> Report {
+pub(crate) fn probe(overrides: &[&str], plan: &Plan) -> Report {
     let dir = tempfile::tempdir().unwrap();
     let (path, out) = (dir.path().join("plan.json"), dir.path().join("report.json"));
     std::fs::write(&path, serde_json::to_vec(plan).unwrap()).unwrap();
@@ -52,7 +53,7 @@ pub fn probe(overrides: &[&str], plan: &Plan) -> Report {
     serde_json::from_slice(&std::fs::read(out).unwrap()).unwrap()
 }
 
-pub fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
 }
 
@@ -65,14 +66,14 @@ fn free_port() -> u16 {
 }
 
 /// A served engine; stopped when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub openai: String,
-    pub api: String,
+    pub(crate) openai: String,
+    pub(crate) api: String,
 }
 
 impl Server {
-    pub fn start(overrides: &[&str]) -> Self {
+    pub(crate) fn start(overrides: &[&str]) -> Self {
         let (port, api_port) = (free_port(), free_port());
         let child = cinch("serve", overrides)
             .args(["--set", &format!("server.listen=127.0.0.1:{port}")])
@@ -102,18 +103,24 @@ impl Server {
         server
     }
 
-    pub fn get(&self, path: &str) -> Value {
+    pub(crate) fn get(&self, path: &str) -> Value {
         let mut answer = ureq::get(format!("{}{path}", self.api)).call().unwrap();
         answer.body_mut().read_json().unwrap()
     }
 
     /// Status and body, whatever the status.
-    pub fn send(&self, method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
+    pub(crate) fn send(&self, method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
         let (status, text) = self.send_text(method, url, headers, body);
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    pub fn send_text(&self, method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+    pub(crate) fn send_text(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, String) {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .build()
@@ -138,7 +145,7 @@ impl Server {
         )
     }
 
-    pub fn complete(&self, headers: &[(&str, &str)], body: &Value) -> (u16, Value) {
+    pub(crate) fn complete(&self, headers: &[(&str, &str)], body: &Value) -> (u16, Value) {
         self.send(
             "POST",
             &format!("{}/v1/completions", self.openai),
@@ -148,14 +155,14 @@ impl Server {
     }
 
     /// A metric's value, labels included in `name`.
-    pub fn metric(&self, name: &str) -> Option<f64> {
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.send_text("GET", &format!("{}/metrics", self.api), &[], "");
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 
     /// Starts a streaming completion and hands each event, with its arrival, to `each` until that ends it.
-    pub fn stream(&self, body: &Value, mut each: impl FnMut(Instant, &Value)) {
+    pub(crate) fn stream(&self, body: &Value, mut each: impl FnMut(Instant, &Value)) {
         let mut answer = ureq::post(format!("{}/v1/completions", self.openai))
             .send_json(body)
             .unwrap();
@@ -171,7 +178,7 @@ impl Server {
     }
 
     /// The only live request's id, once it runs.
-    pub fn running(&self) -> u64 {
+    pub(crate) fn running(&self) -> u64 {
         let start = Instant::now();
         loop {
             let live = self.get("/v1/requests");
@@ -192,7 +199,7 @@ impl Server {
     }
 
     /// Ctrl-C, as a person would; the exit status.
-    pub fn stop(mut self) -> Option<i32> {
+    pub(crate) fn stop(mut self) -> Option<i32> {
         let interrupt = Command::new("kill")
             .args(["-INT", &self.child.id().to_string()])
             .status()
@@ -210,7 +217,7 @@ impl Drop for Server {
 }
 
 /// Reads f32 logits, little endian.
-pub fn logits(path: &std::path::Path) -> Vec<f32> {
+pub(crate) fn logits(path: &std::path::Path) -> Vec<f32> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .unwrap()

@@ -76,10 +76,21 @@ enum EngineError {
 
 /// Prepares `plugin/engine/upstream`.
 pub(crate) fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
-    let patches = load(workspace)?;
-    let inputs = inputs(&patches);
-    let upstream = workspace.engine().join("upstream");
-    if tree::is_current(&upstream, &inputs)? {
+    prepare_in(workspace, &workspace.engine().join("upstream"), &load(workspace)?)
+}
+
+/// Prepares copies in `upstream` that only raise candle: the unhooked engine.
+pub(crate) fn prepare_plain(workspace: &Workspace, upstream: &Path) -> anyhow::Result<()> {
+    prepare_in(workspace, upstream, &BTreeMap::new())
+}
+
+fn prepare_in(
+    workspace: &Workspace,
+    upstream: &Path,
+    patches: &BTreeMap<String, Patch>,
+) -> anyhow::Result<()> {
+    let inputs = inputs(patches);
+    if tree::is_current(upstream, &inputs)? {
         eprintln!("==> Engine sources are prepared");
         return Ok(());
     }
@@ -94,7 +105,7 @@ pub(crate) fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
         trees.insert(source.name.to_owned(), patched);
     }
     let report =
-        tree::write(&upstream, &inputs, &trees).with_context(|| format!("writing {}", upstream.display()))?;
+        tree::write(upstream, &inputs, &trees).with_context(|| format!("writing {}", upstream.display()))?;
     step.done(report.to_string());
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 mod cpu;
 mod device;
+mod exact;
 mod host;
 mod settle;
 
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::utils::barrier_pool;
 use candle_core::{Device, Tensor};
-use cinch_hooks::{AttendParams, HookError, Qkv, SequenceCache};
+use cinch_hooks::{AttendParams, DenseAttention, HookError, Qkv, SequenceCache};
 use cinch_kernels::Heads;
 
 use crate::layer::{Layer, OBSERVED_QUERIES};
@@ -86,6 +87,7 @@ pub(crate) fn attend(
     rows: &[Arc<dyn SequenceCache>],
     qkv: Qkv<'_>,
     params: &AttendParams,
+    engine: &dyn DenseAttention,
 ) -> Result<Tensor, HookError> {
     let sequences = sequences(core, rows)?;
     let geometry = check(layer, &sequences, &qkv)?;
@@ -149,12 +151,14 @@ pub(crate) fn attend(
     for (sequence, layer_state) in sequences.iter().zip(&layers) {
         sequence.gauge(layer, layer_state);
     }
+    let dims = (geometry.batch, geometry.q_heads, geometry.fresh, shape.v_dim);
+    let out = Tensor::from_vec(out, dims, &Device::Cpu)?
+        .to_device(qkv.q.device())?
+        .to_dtype(qkv.q.dtype())?;
+    let out = exact::replace(&layers, qkv.q, out, engine)?;
     drop(layers);
     settle::report(core, &sequences, &settled);
-    let dims = (geometry.batch, geometry.q_heads, geometry.fresh, shape.v_dim);
-    Ok(Tensor::from_vec(out, dims, &Device::Cpu)?
-        .to_device(qkv.q.device())?
-        .to_dtype(qkv.q.dtype())?)
+    Ok(out)
 }
 
 fn sequences<'a>(

@@ -153,6 +153,48 @@ pub(crate) fn tensor(
         .unwrap()
 }
 
+/// Stands in for the engine's own attention: causal, by tensor operations.
+pub(crate) fn dense(
+    params: AttendParams,
+) -> impl Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<Tensor> {
+    move |q, k, v| {
+        let (_, q_heads, fresh, _) = q.dims4()?;
+        let (_, kv_heads, total, _) = k.dims4()?;
+        let group = q_heads / kv_heads;
+        let mask: Vec<f32> = (0..fresh)
+            .flat_map(|i| {
+                (0..total).map(move |j| {
+                    if j <= total - fresh + i {
+                        0.0
+                    } else {
+                        f32::NEG_INFINITY
+                    }
+                })
+            })
+            .collect();
+        let mask = Tensor::from_vec(mask, (fresh, total), &Device::Cpu)?;
+        let mut out = Vec::new();
+        for head in 0..q_heads {
+            let one = |t: &Tensor, head: usize| {
+                t.narrow(1, head, 1)?
+                    .squeeze(1)?
+                    .squeeze(0)?
+                    .to_dtype(DType::F32)?
+                    .contiguous()
+            };
+            let mut scores = (one(q, head)?.matmul(&one(k, head / group)?.t()?)? * f64::from(params.scale))?;
+            if let Some(cap) = params.softcap {
+                scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
+            }
+            let scores = (scores + &mask)?;
+            let weights = scores.broadcast_sub(&scores.max_keepdim(1)?)?.exp()?;
+            let weights = weights.broadcast_div(&weights.sum_keepdim(1)?)?;
+            out.push(weights.matmul(&one(v, head / group)?)?);
+        }
+        Tensor::stack(&out, 0)?.unsqueeze(0)?.to_dtype(q.dtype())
+    }
+}
+
 /// One forward pass of a batch. Answers with each layer's output, (batch, query heads, fresh, v_dim).
 pub(crate) fn step(plugin: &Plugin, model: &Model, rows: &mut [Seq], fresh: usize) -> Vec<Vec<f32>> {
     let handles: Vec<_> = rows.iter().map(|row| row.cache.clone()).collect();
@@ -162,7 +204,13 @@ pub(crate) fn step(plugin: &Plugin, model: &Model, rows: &mut [Seq], fresh: usiz
         let k = tensor(rows, layer, What::K, model.kv_heads, fresh, model.k_dim);
         let v = tensor(rows, layer, What::V, model.kv_heads, fresh, model.v_dim);
         let out = plugin
-            .attend(layer, &handles, Qkv { q: &q, k: &k, v: &v }, &model.params())
+            .attend(
+                layer,
+                &handles,
+                Qkv { q: &q, k: &k, v: &v },
+                &model.params(),
+                &dense(model.params()),
+            )
             .unwrap();
         assert_eq!(out.dims(), [rows.len(), model.q_heads(), fresh, model.v_dim]);
         let out = out.flatten_all().unwrap().to_vec1::<f32>().unwrap();

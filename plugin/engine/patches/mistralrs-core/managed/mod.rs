@@ -15,9 +15,10 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor, TensorId};
 use cinch_hooks::{AttendParams, LayerShape, Qkv, SequenceCache, SequenceInfo};
 
-use crate::attention::SdpaParams;
+use crate::attention::{Sdpa, SdpaParams};
 use crate::kv_cache::{EitherCache, KvCache};
 use crate::paged_attention::KvCacheLayout;
+use crate::pipeline::text_models_inputs_processor::FlashParams;
 use crate::pipeline::Pipeline;
 use crate::sequence::Sequence;
 
@@ -99,6 +100,7 @@ impl ManagedCache {
         k: &Tensor,
         v: &Tensor,
         mask: Option<&Tensor>,
+        flash: Option<&FlashParams>,
         sdpa: &SdpaParams,
     ) -> Result<Tensor> {
         let Some(policy) = cinch_hooks::installed() else {
@@ -117,8 +119,10 @@ impl ManagedCache {
             // mistral.rs writes "no cap" as None and as 1.0.
             softcap: sdpa.softcap.filter(|cap| *cap != 1.0),
         };
+        // Nothing is pending any more, so this goes the way it goes without a policy.
+        let engine = |q: &Tensor, k: &Tensor, v: &Tensor| Sdpa.run_attention(q, k, v, mask, flash, sdpa);
         policy
-            .attend(self.layer, &self.rows, Qkv { q, k, v }, &params)
+            .attend(self.layer, &self.rows, Qkv { q, k, v }, &params, &engine)
             .map_err(candle_core::Error::wrap)
     }
 }

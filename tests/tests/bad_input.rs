@@ -1,5 +1,7 @@
 //! Bad input gets a clear error that names the field, what was given and what is allowed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use std::net::TcpListener;

@@ -1,6 +1,8 @@
 //! The hooked engine against the unhooked one: off is the same bits, `exact` the same greedy text, level 0
 //! within 1e-4 nats.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use std::path::Path;

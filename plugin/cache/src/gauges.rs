@@ -61,11 +61,12 @@ impl Gauges {
         self.layers.iter().map(|layer| layer.bytes.load(Relaxed)).sum()
     }
 
+    /// Tokens that every layer has processed: in the middle of a step the first layers are ahead.
     pub(crate) fn seen(&self) -> usize {
         self.layers
             .iter()
             .map(|layer| layer.seen.load(Relaxed))
-            .max()
+            .min()
             .unwrap_or(0)
     }
 

@@ -70,7 +70,7 @@ fn model_files() {
         format!("model.file={}", path.display())
     };
     let ports = ["server.listen=127.0.0.1:0", "api.listen=127.0.0.1:0"];
-    let refused = |model: &str| refused(&[model, ports[0], ports[1]], 1);
+    let refused = |model: &str| refused(&[model, ports[0], ports[1]], 2);
     names(
         &refused("model.file=/no/such/file.gguf"),
         &["model.file", "/no/such/file.gguf"],

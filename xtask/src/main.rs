@@ -36,6 +36,8 @@ struct Cli {
 enum Command {
     /// Fetch the demo model and re-quantize it to Q8_0.
     Model,
+    /// Fetch the English text that tests and benchmarks measure on.
+    Text,
     /// Prepare the patched mistral.rs sources and build the `cinch` binary.
     Engine {
         /// Prepare and check the sources, build nothing.
@@ -99,6 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let path = model::ready(&workspace)?;
             println!("{}", path.display());
         }
+        Command::Text => println!("{}", text::ready(&workspace)?.display()),
         Command::Engine { check_only } => {
             engine::prepare(&workspace)?;
             if !check_only {

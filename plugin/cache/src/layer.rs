@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use cinch_hooks::{HookError, LayerShape};
+use cinch_kernels::Codec;
 use cinch_protocol::Store;
 
 use crate::plan::Plan;
@@ -36,6 +37,16 @@ pub(crate) struct Layer {
     pub(crate) heads: Vec<Head>,
     /// Mean weight over query heads, where no head has scores of its own.
     pub(crate) scores: Option<Column<f32>>,
+}
+
+/// Bits a value keeps.
+fn bits(codec: Codec) -> u32 {
+    match codec {
+        Codec::F32 => 32,
+        Codec::F16 | Codec::Bf16 => 16,
+        Codec::Int8 => 8,
+        Codec::Int4 => 4,
+    }
 }
 
 /// What a step asks of every head after attention.
@@ -105,6 +116,20 @@ impl Layer {
                     && head.kept() == self.seen
                     && head.blocks().iter().all(|block| block.pair() == kept)
             })
+    }
+
+    /// Whether a request of `plan` may go on from these rows: none was compressed harder than it asks for.
+    pub(crate) fn serves(&self, plan: &Plan, dtype: DType) -> bool {
+        let asked = plan.targets(dtype);
+        let evicted = self.heads.iter().any(|head| head.kept() < self.seen);
+        if evicted && plan.policy.select != self.plan.policy.select {
+            return false;
+        }
+        let mut blocks = self.heads.iter().flat_map(Head::blocks).map(|block| block.pair());
+        if plan.policy.store == Store::Exact {
+            return blocks.all(|pair| pair == asked.packed);
+        }
+        blocks.all(|pair| bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v))
     }
 
     /// Bytes allocated for this layer.

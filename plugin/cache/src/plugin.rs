@@ -14,7 +14,7 @@ use crate::error::{CacheError, RetuneError};
 use crate::inspect::{self, LayerView};
 use crate::observe::Observer;
 use crate::plan::Plan;
-use crate::registry::{Assignment, Found, Request, RequestSnapshot};
+use crate::registry::{Assignment, Found, Request, RequestSnapshot, lock};
 use crate::sequence::{Owner, Sequence};
 use crate::settings::PluginSettings;
 use crate::shared::Core;
@@ -253,7 +253,19 @@ impl CachePolicy for Plugin {
                 reason: "a prefix of another model: layers or dtype differ".into(),
             });
         }
-        sequence.rehome(self.serve(info), info.prompt_tokens);
+        let request = self.serve(info);
+        let plan = request.plan();
+        if !sequence
+            .layers
+            .iter()
+            .all(|layer| lock(layer).serves(&plan, info.dtype))
+        {
+            return Err(HookError::Policy {
+                request: info.request,
+                reason: "a prefix that was compressed harder than this request asks for".into(),
+            });
+        }
+        sequence.rehome(request, info.prompt_tokens);
         Ok(cache)
     }
 

@@ -6,6 +6,7 @@ mod common;
 use cinch_cache::{Plugin, RequestState};
 use cinch_hooks::{CachePolicy, ForkRole};
 use cinch_kernels::Codec;
+use cinch_protocol::Policy;
 use common::matrix::*;
 use common::*;
 
@@ -183,7 +184,11 @@ fn a_second_turn_continues_a_prefix() {
         assert_eq!(totals.live_bytes, entry.bytes());
         assert_eq!(totals.uncompressed_bytes, 0);
 
-        let other = common::policy(r#"{"quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#);
+        let tight = r#"{"quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#;
+        let other = Policy {
+            select: policy.select.clone(),
+            ..common::policy(tight)
+        };
         plugin.assign(2, assignment(other)).unwrap();
         let unused = plugin.open(&SMALL.info(2, 2, 95)).unwrap();
         let fork = entry.fork(ForkRole::Sequence).unwrap();
@@ -214,6 +219,56 @@ fn a_second_turn_continues_a_prefix() {
         assert!(packed, "the new request's tighter policy applies to the prefix");
         assert_eq!(plugin.inspect(&*entry).unwrap(), first, "the entry never changes");
     });
+}
+
+/// A prefix that was compressed harder than the next request asks for must not serve it.
+#[test]
+fn a_harder_compressed_prefix_is_refused() {
+    for (left, asked, allowed) in [
+        (
+            r#"{"quantize": {"k_bits": 4, "v_bits": 8, "residual": 16}}"#,
+            "{}",
+            false,
+        ),
+        (
+            r#"{"quantize": {"k_bits": 8, "v_bits": 8, "residual": 16}}"#,
+            r#"{"quantize": {"k_bits": 8, "v_bits": 4}}"#,
+            true,
+        ),
+        (
+            r#"{"quantize": {"k_bits": 8, "v_bits": 4, "residual": 16}}"#,
+            r#"{"quantize": {"k_bits": 8, "v_bits": 8}}"#,
+            false,
+        ),
+        (
+            r#"{"select": {"method": "streaming", "budget": 0.5, "recent": 16}}"#,
+            "{}",
+            false,
+        ),
+        (
+            r#"{"select": {"method": "streaming", "budget": 0.5, "recent": 16}}"#,
+            r#"{"select": {"method": "streaming", "budget": 0.9, "recent": 16}}"#,
+            false,
+        ),
+        (
+            "{}",
+            r#"{"select": {"method": "h2o", "budget": 0.5, "recent": 16}}"#,
+            true,
+        ),
+        ("{}", r#"{"store": "exact"}"#, false),
+        (r#"{"store": "exact"}"#, "{}", true),
+    ] {
+        let plugin = plugin(policy(left));
+        let mut seq = [open(&plugin, &SMALL, 1, 8)];
+        step(&plugin, &SMALL, &mut seq, 100);
+        let entry = seq[0].cache.fork(ForkRole::Prefix).unwrap();
+        plugin.assign(2, assignment(policy(asked))).unwrap();
+        let adopted = plugin.adopt(entry.fork(ForkRole::Sequence).unwrap(), &SMALL.info(2, 2, 120));
+        assert_eq!(adopted.is_ok(), allowed, "{left} then {asked}");
+        if let Err(error) = adopted {
+            assert!(error.to_string().contains("compressed harder"), "{error}");
+        }
+    }
 }
 
 /// Loosening applies to what comes next: rows already packed stay packed, evicted ones stay away.

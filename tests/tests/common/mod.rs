@@ -177,17 +177,13 @@ impl Server {
         }
     }
 
-    /// The only live request's id, once it runs.
-    pub(crate) fn running(&self) -> u64 {
+    /// The id of the running request with a long prompt, once it runs.
+    pub(crate) fn running_long(&self) -> u64 {
         let start = Instant::now();
         loop {
             let live = self.get("/v1/requests");
-            if let Some(request) = live["requests"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .find(|r| r["state"] == "running")
-            {
+            let long = |r: &&Value| r["state"] == "running" && r["prompt_tokens"].as_u64() > Some(1000);
+            if let Some(request) = live["requests"].as_array().unwrap().iter().find(long) {
                 return request["id"].as_u64().unwrap();
             }
             assert!(

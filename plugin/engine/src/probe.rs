@@ -26,6 +26,7 @@ struct Recorder {
     force: Vec<u32>,
     keep_logits: bool,
     max_tokens: usize,
+    choices: usize,
     seen: Mutex<(Option<Vec<u32>>, Vec<Step>)>,
 }
 
@@ -38,8 +39,13 @@ impl CustomLogitsProcessor for Recorder {
             .map_err(|_| candle_core::Error::msg("the recorder's lock is poisoned"))?;
         let (prompt, steps) = &mut *seen;
         let prompt_len = prompt.get_or_insert_with(|| context.to_vec()).len();
-        // With n > 1 every choice comes here; greedy choices agree, so the first to reach a step counts.
-        let step = context.len().saturating_sub(prompt_len);
+        let step = if self.choices == 1 {
+            // Not by the context's length: after a reused prefix the first context is only what was new.
+            steps.len()
+        } else {
+            // Every choice comes here; greedy choices agree, so the first to reach a step counts.
+            context.len().saturating_sub(prompt_len)
+        };
         let (best, gap) = top_two(&values);
         let token = self.force.get(step).copied().unwrap_or(best);
         if step == steps.len() && step < self.max_tokens {
@@ -135,6 +141,7 @@ async fn send(
         force: run.force.clone(),
         keep_logits,
         max_tokens: run.max_tokens,
+        choices: run.n,
         seen: Mutex::new((None, Vec::new())),
     });
     let messages = if run.tokens.is_empty() {
@@ -197,7 +204,11 @@ fn collect(
         prompt_tokens: done.usage.prompt_tokens,
         first_token_seconds: seconds(steps.first()),
         seconds: seconds(steps.last()),
-        prompt: prompt.take().unwrap_or_default(),
+        prompt: if run.tokens.is_empty() {
+            prompt.take().unwrap_or_default()
+        } else {
+            run.tokens.clone()
+        },
         tokens: steps.iter().map(|step| step.token).collect(),
         gaps: steps.iter().map(|step| step.gap).collect(),
         hashes: steps.iter().map(|step| format!("{:016x}", step.hash)).collect(),

@@ -34,6 +34,9 @@ pub struct Recorded {
     pub gaps: Vec<f32>,
     /// Hash of the logits' bits, a step.
     pub hashes: Vec<String>,
+    /// The answer's text, where that is what was recorded.
+    #[serde(default)]
+    pub text: String,
 }
 
 impl From<&RunReport> for Recorded {
@@ -44,6 +47,7 @@ impl From<&RunReport> for Recorded {
             tokens: run.tokens.clone(),
             gaps: run.gaps.clone(),
             hashes: run.hashes.clone(),
+            text: run.texts.first().cloned().unwrap_or_default(),
         }
     }
 }
@@ -86,6 +90,7 @@ mod tests {
             tokens: vec![1, 2, 3],
             gaps: vec![1.0, 5e-4, 1.0],
             hashes: Vec::new(),
+            text: String::new(),
         };
         assert_eq!(mismatch(&recorded, &[1, 2, 3]), Ok(None));
         assert_eq!(mismatch(&recorded, &[1, 9, 9]), Ok(Some((1, 5e-4))));

@@ -87,8 +87,6 @@ pub(crate) fn record(workspace: &Workspace) -> anyhow::Result<()> {
     let binary = build(workspace, Candle::Raised)?;
     let mut step = Step::start("Recording 20 prompts and 2 second turns");
     let runs = fidelity_runs(&text);
-    // No prefix cache: upstream's gives the last sampled token of a finished run a row of zeros, because
-    // that token was never fed back. The truth for a second turn is its whole prompt computed.
     let plan = Plan {
         groups: runs.iter().map(|run| vec![run.clone()]).collect(),
         ..Plan::default()
@@ -96,10 +94,10 @@ pub(crate) fn record(workspace: &Workspace) -> anyhow::Result<()> {
     let first = probe(&binary, &plan, &model)?;
     step.waiting("second turns");
     let more = first.runs[0].prompt.clone();
+    let turns = |i: usize| [vec![runs[i].clone()], vec![second_turn(&first.runs[i], &more)]];
     let plan = Plan {
-        groups: [6, 12]
-            .map(|i: usize| vec![second_turn(&first.runs[i], &more)])
-            .to_vec(),
+        prefix_cache: true,
+        groups: [6, 12].map(turns).concat(),
         ..Plan::default()
     };
     let second = probe(&binary, &plan, &model)?;
@@ -110,7 +108,7 @@ pub(crate) fn record(workspace: &Workspace) -> anyhow::Result<()> {
         runs: first
             .runs
             .iter()
-            .chain(&second.runs)
+            .chain(second.runs.iter().skip(1).step_by(2))
             .map(Recorded::from)
             .collect(),
     };

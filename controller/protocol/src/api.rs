@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Policy;
 
-/// Body of `PUT /v1/policies/{class}` and `PATCH /v1/requests/{id}`: exactly one of the two.
+/// Body of `PUT /v1/policies/{class}` and `PATCH /v1/requests/{id}`: exactly one of `policy` and `level`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyChange {
@@ -14,6 +14,34 @@ pub struct PolicyChange {
     /// A level of the configured ladder; 0 is uncompressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<u32>,
+    /// Who writes, where a program does: writes of a lower epoch than the engine has seen are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
+    /// Seconds until the class returns to its configured policy unless the write is repeated. 1 ..= 3600;
+    /// with `fence`, and only for a class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// Who writes. Of two writers, the one with the higher epoch counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fence {
+    /// The writer's name, 1 to 128 characters.
+    pub holder: String,
+    /// Higher for each writer that takes over; one writer an epoch.
+    pub epoch: u64,
+}
+
+/// A write that ends by itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who wrote.
+    pub holder: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Seconds left.
+    pub expires_in_seconds: f64,
 }
 
 /// Where a class's policy comes from.
@@ -22,8 +50,11 @@ pub struct PolicyChange {
 pub enum Origin {
     /// The engine's configuration.
     Config,
-    /// A `PUT` of this API; gone after a `DELETE` or a restart.
+    /// A `PUT` of this API without a lease: a person's. Gone after a `DELETE` or a restart; until then,
+    /// leased writes are refused.
     Api,
+    /// A leased `PUT`: a controller's. Gone when the lease ends.
+    Lease,
 }
 
 /// What requests of a class are served with.
@@ -37,6 +68,9 @@ pub struct ClassPolicy {
     pub policy: Policy,
     /// Who set it.
     pub origin: Origin,
+    /// The lease it is held under, for `origin` lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
 }
 
 /// Answer of `GET /v1/policies`.
@@ -44,6 +78,8 @@ pub struct ClassPolicy {
 pub struct ClassPolicies {
     /// One entry a class, by name.
     pub classes: Vec<ClassPolicy>,
+    /// The highest epoch a write was fenced with; 0 before the first.
+    pub epoch: u64,
 }
 
 /// Where a request is in its life.
@@ -141,11 +177,18 @@ pub struct LadderLevel {
     pub name: String,
     /// What it does.
     pub policy: Policy,
+    /// Bytes it holds of those level 0 holds, as measured on the model the ladder names. Falls from level
+    /// to level.
+    pub bytes_ratio: f64,
 }
 
 /// Answer of `GET /v1/ladder`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ladder {
+    /// The model its figures were measured on.
+    pub model: String,
+    /// When they were, as YYYY-MM-DD.
+    pub measured: String,
     /// The levels, in order.
     pub levels: Vec<LadderLevel>,
 }

@@ -9,7 +9,8 @@ mod policy;
 pub mod probe;
 
 pub use api::{
-    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Ladder, LadderLevel, Origin, PolicyChange, Problem,
-    RequestState, RequestView, RequestViews, RetuneReport, Served, ServedCache, ServedWith,
+    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Lease, Origin,
+    PolicyChange, Problem, RequestState, RequestView, RequestViews, RetuneReport, Served, ServedCache,
+    ServedWith,
 };
 pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Select, SelectMethod, Store};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use cinch_protocol::probe::{Plan, Report};
+use cinch_protocol::probe::Plan;
 use cinch_tests::{cpu_key, six_requests};
 
 use crate::step::Step;
@@ -38,8 +38,8 @@ pub(crate) fn six(workspace: &Workspace, rounds: usize) -> anyhow::Result<()> {
         for ((name, setting), seconds) in SYSTEMS.iter().zip(&mut seconds) {
             let step = Step::start(format!("Round {round} of {rounds}: {name}"));
             let report = match setting {
-                None => plain::probe(&unhooked, &plan, &model)?,
-                Some(setting) => probe(workspace, &cinch, setting, &plan, &model)?,
+                None => plain::probe(plain::command(&unhooked, &model), &plan)?,
+                Some(setting) => plain::probe(hooked(workspace, &cinch, setting, &model), &plan)?,
             };
             tokens = report.runs.iter().fold((0, 0), |(prompt, new), run| {
                 (prompt + run.prompt_tokens, new + run.tokens.len())
@@ -70,16 +70,8 @@ pub(crate) fn six(workspace: &Workspace, rounds: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn probe(
-    workspace: &Workspace,
-    binary: &Path,
-    setting: &str,
-    plan: &Plan,
-    model: &Path,
-) -> anyhow::Result<Report> {
-    let dir = tempfile::tempdir().context("creating a folder for the probe")?;
-    let (path, out) = (dir.path().join("plan.json"), dir.path().join("report.json"));
-    std::fs::write(&path, serde_json::to_vec(plan)?).context("writing the plan")?;
+/// The hooked engine, told by one setting.
+fn hooked(workspace: &Workspace, binary: &Path, setting: &str, model: &Path) -> Command {
     let mut command = Command::new(binary);
     command
         .arg("probe")
@@ -87,10 +79,8 @@ fn probe(
         .arg(workspace.root.join("configs/engine.toml"))
         .args(["--set", setting, "--set", "log.level=warn", "--set"])
         .arg(format!("model.file={}", model.display()))
-        .args([&path, &out])
         .stdout(Stdio::null());
-    process::run(&mut command)?;
-    serde_json::from_slice(&std::fs::read(&out).context("reading the report")?).context("parsing the report")
+    command
 }
 
 fn median(values: &mut [f64]) -> f64 {

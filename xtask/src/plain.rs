@@ -71,12 +71,19 @@ pub(crate) fn build(workspace: &Workspace, candle: Candle) -> anyhow::Result<Pat
     Ok(binary)
 }
 
-/// Runs a plan on a probe binary.
-pub(crate) fn probe(binary: &Path, plan: &Plan, model: &Path) -> anyhow::Result<Report> {
+/// The unhooked engine's probe of `model`.
+pub(crate) fn command(binary: &Path, model: &Path) -> Command {
+    let mut command = Command::new(binary);
+    command.arg(model);
+    command
+}
+
+/// Runs a plan on a probe: its command gets the plan's file and the report's as last arguments.
+pub(crate) fn probe(mut command: Command, plan: &Plan) -> anyhow::Result<Report> {
     let dir = tempfile::tempdir().context("creating a folder for the probe")?;
-    let (plan_path, out) = (dir.path().join("plan.json"), dir.path().join("report.json"));
-    fs::write(&plan_path, serde_json::to_vec(plan)?).context("writing the plan")?;
-    process::run(Command::new(binary).arg(&plan_path).arg(model).arg(&out))?;
+    let (path, out) = (dir.path().join("plan.json"), dir.path().join("report.json"));
+    fs::write(&path, serde_json::to_vec(plan)?).context("writing the plan")?;
+    process::run(command.args([&path, &out]))?;
     serde_json::from_slice(&fs::read(&out).context("reading the report")?).context("parsing the report")
 }
 
@@ -91,7 +98,7 @@ pub(crate) fn record(workspace: &Workspace) -> anyhow::Result<()> {
         groups: runs.iter().map(|run| vec![run.clone()]).collect(),
         ..Plan::default()
     };
-    let first = probe(&binary, &plan, &model)?;
+    let first = probe(command(&binary, &model), &plan)?;
     step.waiting("second turns");
     let more = first.runs[0].prompt.clone();
     let turns = |i: usize| [vec![runs[i].clone()], vec![second_turn(&first.runs[i], &more)]];
@@ -100,7 +107,7 @@ pub(crate) fn record(workspace: &Workspace) -> anyhow::Result<()> {
         groups: [6, 12].map(turns).concat(),
         ..Plan::default()
     };
-    let second = probe(&binary, &plan, &model)?;
+    let second = probe(command(&binary, &model), &plan)?;
     let recording = Recording {
         cpu: cpu_key(),
         engine: "mistralrs-core 0.8.1, candle 0.11.1".to_owned(),

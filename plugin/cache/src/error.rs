@@ -4,22 +4,12 @@ use cinch_hooks::HookError;
 use cinch_kernels::KernelError;
 use cinch_protocol::PolicyError;
 
-/// Why the plugin refused a setting or an assignment.
+/// Why the plugin refused a policy or an assignment.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// A policy out of its range.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// A setting out of its range.
-    #[error("{field}: given {given}, allowed {allowed}")]
-    Setting {
-        /// Dotted name of the setting.
-        field: &'static str,
-        /// What was given.
-        given: usize,
-        /// What is allowed.
-        allowed: &'static str,
-    },
     /// The request already runs or ran: its assignment is made before it is sent to the engine.
     #[error("request {request} was assigned too late: it already runs or ran; retune it instead")]
     AssignedLate {

@@ -16,8 +16,8 @@ use mistralrs_core::{
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [plan, model, out] = args.as_slice() else {
-        bail!("usage: cinch-plain PLAN.json MODEL.gguf OUT.json");
+    let [model, plan, out] = args.as_slice() else {
+        bail!("usage: cinch-plain MODEL.gguf PLAN.json OUT.json");
     };
     let plan: cinch_protocol::probe::Plan = serde_json::from_slice(&std::fs::read(plan).context("reading the plan")?)
         .context("parsing the plan")?;

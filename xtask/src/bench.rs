@@ -10,7 +10,7 @@ use cinch_tests::{cpu_key, six_requests};
 
 use crate::step::Step;
 use crate::workspace::Workspace;
-use crate::{engine, model, plain, process, text};
+use crate::{engine, model, plain, text};
 
 /// Systems and how the engine is told; the unhooked one is another binary.
 const SYSTEMS: [(&str, Option<&str>); 5] = [

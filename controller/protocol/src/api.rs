@@ -68,6 +68,10 @@ pub struct ClassPolicy {
     pub policy: Policy,
     /// Who set it.
     pub origin: Origin,
+    /// The level that the configuration gives it, if it gives one.
+    pub configured_level: Option<u32>,
+    /// What `If-Match` names it by.
+    pub etag: String,
     /// The lease it is held under, for `origin` lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
@@ -114,6 +118,9 @@ pub struct RequestView {
     pub state: RequestState,
     /// Its class.
     pub class: String,
+    /// Whether its client asked for this policy or level: nobody but a person should change it.
+    #[serde(default)]
+    pub own: bool,
     /// Its present level, if the policy was given as one.
     pub level: Option<u32>,
     /// Its present policy.
@@ -217,6 +224,8 @@ pub struct Capacity {
     pub capacity_bytes: u64,
     /// Bytes live requests hold.
     pub used_bytes: u64,
+    /// Bytes admitted requests hold or may grow to; never more than the capacity.
+    pub reserved_bytes: u64,
     /// Bytes the prompts of waiting requests would take in f16.
     pub queued_bytes: u64,
     /// `used_bytes + queued_bytes`.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use cinch_cache::{Plugin, PluginSettings};
+use cinch_protocol::Policy;
 use common::*;
+use serde::Deserialize;
 
 struct Counting;
 
@@ -59,21 +61,49 @@ fn measure(plugin: &Arc<Plugin>, request: usize, decoded: &[usize]) -> Vec<(usiz
     figures
 }
 
+/// The part of a ladder that is tested here.
+#[derive(Deserialize)]
+struct Ladder {
+    level: Vec<Level>,
+}
+
+#[derive(Deserialize)]
+struct Level {
+    name: String,
+    policy: Policy,
+    bytes_ratio: f64,
+}
+
+/// What the README promises of a level's bytes, of f16.
+fn promised(name: &str) -> f64 {
+    match name {
+        "full" => 1.02,
+        "int8" => 0.58,
+        "k8v4" => 0.46,
+        "int4" => 0.33,
+        "h2o-half-k8v4" => 0.26,
+        "h2o-half-int4" => 0.2,
+        other => panic!("a level without a promise: {other}"),
+    }
+}
+
 #[test]
-fn reported_bytes_are_allocated_bytes() {
+fn reported_bytes_are_allocated_bytes_and_the_ladder_tells_their_ratios() {
     let f16 = TOKENS * MODEL.layers * MODEL.kv_heads * (MODEL.k_dim + MODEL.v_dim) * 2;
-    for (name, json, limit) in [
-        ("full", "{}", 1.02),
-        ("int8", r#"{"quantize": {"k_bits": 8, "v_bits": 8}}"#, 0.58),
-        ("int4", r#"{"quantize": {"k_bits": 4, "v_bits": 4}}"#, 0.33),
-        (
-            "h2o 0.5 × int4",
-            r#"{"select": {"method": "h2o", "budget": 0.5}, "quantize": {"k_bits": 4, "v_bits": 4}}"#,
-            0.2,
-        ),
-    ] {
+    let ladder: Ladder = toml::from_str(include_str!(
+        "../../../configs/ladders/smollm2-135m-instruct.toml"
+    ))
+    .unwrap();
+    let mut full = None;
+    for Level {
+        name,
+        policy,
+        bytes_ratio,
+    } in ladder.level
+    {
+        let limit = promised(&name);
         let plugin = plugin_with(
-            policy(json),
+            policy,
             PluginSettings {
                 serial: true,
                 ..PluginSettings::default()
@@ -90,6 +120,15 @@ fn reported_bytes_are_allocated_bytes() {
             );
             assert!(off < 0.02, "{name}: reported {reported}, allocated {allocated}");
             assert!(ratio <= limit, "{name}: {ratio} of f16");
+            if more == 0 {
+                let full = *full.get_or_insert(allocated as f64);
+                let measured = allocated as f64 / full;
+                println!("{name}: {measured:.4} of level 0");
+                assert!(
+                    (measured / bytes_ratio - 1.0).abs() < 0.02,
+                    "{name}: the ladder says {bytes_ratio} of level 0, measured {measured:.4}"
+                );
+            }
         }
         // Compressed head by head while the prompt comes in: the peak is one chunk of one head above the end.
         let totals = plugin.totals();

@@ -364,6 +364,7 @@ fn view(snapshot: RequestSnapshot) -> RequestView {
             PluginState::Finished => RequestState::Finished,
         },
         class: snapshot.class,
+        own: false,
         level: snapshot.level,
         policy: snapshot.policy,
         sequences: snapshot.sequences as u64,

@@ -9,7 +9,6 @@ pub mod api;
 pub mod classes;
 pub mod cli;
 pub mod config;
-pub mod fields;
 pub mod gguf_check;
 pub mod http;
 pub mod kv;
@@ -19,3 +18,5 @@ pub mod probe;
 pub mod run;
 pub mod serve;
 pub mod state;
+
+pub use cinch_settings::fields;

@@ -8,6 +8,7 @@ use prometheus::{
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::classes::Classes;
 use crate::kv::{ClassTotals, Kv};
 
 /// vLLM's buckets of `vllm:time_to_first_token_seconds`, so that dashboards compare.
@@ -77,6 +78,10 @@ struct Inner {
     prefix_hits: IntCounter,
     prefix_misses: IntCounter,
     ready: Gauge,
+    class_level: IntGaugeVec,
+    lease_remaining: GaugeVec,
+    lease_expired: IntCounterVec,
+    stale_writes: IntCounter,
     requests: IntCounterVec,
     in_flight: IntGaugeVec,
     first_token: HistogramVec,
@@ -209,6 +214,33 @@ impl Metrics {
                 r,
                 Gauge::new("cinch_ready", "1 once the model is loaded and self-tested.")?,
             )?,
+            class_level: gauges(
+                r,
+                "cinch_class_level",
+                "Ladder level of a class's next requests; absent while its policy is no level.",
+            )?,
+            lease_remaining: add(
+                r,
+                GaugeVec::new(
+                    Opts::new(
+                        "cinch_lease_remaining_seconds",
+                        "Seconds until a class returns to its configured policy; absent without a lease.",
+                    ),
+                    &["class"],
+                )?,
+            )?,
+            lease_expired: counters(
+                r,
+                "cinch_lease_expired_total",
+                "Leases of a class that have run out.",
+            )?,
+            stale_writes: add(
+                r,
+                IntCounter::new(
+                    "cinch_stale_writes_total",
+                    "Writes refused because a write of a newer epoch had been seen.",
+                )?,
+            )?,
             requests: add(
                 r,
                 IntCounterVec::new(
@@ -331,7 +363,7 @@ impl Metrics {
     ///
     /// # Errors
     /// A metric can't be encoded.
-    pub fn render(&self, kv: &Kv) -> prometheus::Result<Vec<u8>> {
+    pub fn render(&self, kv: &Kv, classes: &Classes) -> prometheus::Result<Vec<u8>> {
         let inner = &self.0;
         let _one = inner.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         let totals = kv.totals();
@@ -343,6 +375,20 @@ impl Metrics {
         raise(&inner.prefix_misses, totals.prefix_misses);
         for (class, totals) in &totals.classes {
             inner.set(class, totals);
+        }
+        raise(&inner.stale_writes, classes.stale_writes());
+        // Rebuilt each time, since a series is absent while there is nothing to say.
+        inner.class_level.reset();
+        inner.lease_remaining.reset();
+        for figures in classes.figures() {
+            let label = &[figures.class.as_str()];
+            raise(&inner.lease_expired.with_label_values(label), figures.expired);
+            if let Some(level) = figures.level {
+                inner.class_level.with_label_values(label).set(i64::from(level));
+            }
+            if let Some(seconds) = figures.lease_seconds {
+                inner.lease_remaining.with_label_values(label).set(seconds);
+            }
         }
         if !kv.on() {
             for family in inner.in_flight.collect() {

@@ -18,6 +18,7 @@ pub(super) async fn get(State(app): State<Arc<App>>) -> Json<Capacity> {
     Json(Capacity {
         capacity_bytes: app.settings.kv.capacity_bytes,
         used_bytes,
+        reserved_bytes: 0,
         queued_bytes,
         demanded_bytes: used_bytes + queued_bytes,
         uncompressed_bytes: sum(|class| class.uncompressed_bytes),

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tracing::info;
 
 use super::MAX_BODY;
-use crate::classes::Choice;
+use crate::classes::{Change, Choice, Classes};
 use crate::fields::{FieldFault, decode};
 use crate::http::{Received, Refusal, json, received};
 use crate::state::App;
@@ -20,18 +20,16 @@ use crate::state::App;
 /// A class's policy under its ETag.
 type Tagged = ([(HeaderName, String); 1], Json<ClassPolicy>);
 
-fn tagged((policy, etag): (ClassPolicy, String)) -> Tagged {
-    ([(ETAG, etag)], Json(policy))
+fn tagged(policy: ClassPolicy) -> Tagged {
+    ([(ETAG, policy.etag.clone())], Json(policy))
 }
 
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ClassPolicies> {
-    Json(ClassPolicies {
-        classes: app.classes.all(),
-    })
+    Json(app.classes.all())
 }
 
 pub(super) async fn ladder(State(app): State<Arc<App>>) -> Json<Ladder> {
-    Json(app.classes.ladder())
+    Json(app.classes.ladder().clone())
 }
 
 pub(super) async fn get(State(app): State<Arc<App>>, Path(class): Path<String>) -> Result<Tagged, Refusal> {
@@ -49,8 +47,8 @@ pub(super) async fn put(
     app.classes.get(&class)?;
     let body = json(&headers, &received(body, MAX_BODY)?)?;
     let change: PolicyChange = decode(&body, "")?;
-    let choice = app.classes.resolve(&change, "")?;
-    set(&app, &class, Some(choice), &headers, &query)
+    let change = app.classes.change(&change)?;
+    set(&app, &class, change, &headers, &query)
 }
 
 pub(super) async fn delete(
@@ -59,13 +57,13 @@ pub(super) async fn delete(
     Query(query): Query<Map<String, Value>>,
     headers: HeaderMap,
 ) -> Result<Tagged, Refusal> {
-    set(&app, &class, None, &headers, &query)
+    set(&app, &class, Classes::reset(), &headers, &query)
 }
 
 fn set(
     app: &App,
     class: &str,
-    choice: Option<Choice>,
+    change: Change,
     headers: &HeaderMap,
     query: &Map<String, Value>,
 ) -> Result<Tagged, Refusal> {
@@ -79,7 +77,8 @@ fn set(
                 .map_err(|_| FieldFault::new("if-match", "not ASCII", "an ETag"))
         })
         .transpose()?;
-    let (now, etag) = app.classes.put(class, choice, if_match, dry_run)?;
+    let before = app.classes.get(class)?.etag;
+    let now = app.classes.put(class, change, if_match, dry_run)?;
     if !dry_run {
         if class == "default" {
             app.kv.set_default(Choice {
@@ -87,9 +86,13 @@ fn set(
                 policy: now.policy.clone(),
             })?;
         }
-        info!(class, level = now.level, policy = %now.policy, origin = ?now.origin, "class policy changed");
+        // Renewals come by the minute.
+        if now.etag != before {
+            let holder = now.lease.as_ref().map(|lease| lease.holder.as_str());
+            info!(class, level = now.level, policy = %now.policy, origin = ?now.origin, holder, "class policy changed");
+        }
     }
-    Ok(tagged((now, etag)))
+    Ok(tagged(now))
 }
 
 fn dry_run(query: &Map<String, Value>) -> Result<bool, FieldFault> {

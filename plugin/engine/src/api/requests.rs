@@ -36,7 +36,15 @@ pub(super) async fn patch(
     let id = number(&id)?;
     let body = json(&headers, &received(body, MAX_BODY)?)?;
     let change: PolicyChange = decode(&body, "")?;
+    if let Some(ttl) = change.ttl_seconds {
+        let allowed = "nothing: what a running request was told holds until it ends";
+        return Err(FieldFault::new("ttl_seconds", ttl, allowed).into());
+    }
     let choice = app.classes.resolve(&change, "")?;
+    app.kv.require_on()?;
+    if let Some(fence) = &change.fence {
+        app.classes.pass(fence)?;
+    }
     let wait = Duration::from_millis(app.settings.api.apply_wait_ms);
     let report = app.kv.retune(id, choice, wait).await?;
     info!(

@@ -31,12 +31,11 @@ pub struct Settings {
     /// What is measured beyond the counts.
     #[serde(default)]
     pub metrics: Metrics,
+    /// The ladder: how hard to compress, in steps.
+    pub ladder: Ladder,
     /// Classes of requests by name; `default` must be there.
     #[serde(default)]
     pub class: BTreeMap<String, Class>,
-    /// The ladder: how hard to compress, in steps. Level 0 must be uncompressed.
-    #[serde(default)]
-    pub ladder: Vec<Level>,
 }
 
 /// What is served.
@@ -250,8 +249,31 @@ pub struct Class {
     pub level: Option<u32>,
 }
 
-/// A level of the ladder; its number is its place in the list.
+/// Where the ladder is, and what it says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ladder {
+    /// The file; relative to the configuration's folder.
+    pub file: PathBuf,
+    /// What is in it.
+    #[serde(skip)]
+    pub content: LadderFile,
+}
+
+/// A ladder file.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LadderFile {
+    /// The model it was measured on.
+    pub model: String,
+    /// When, as YYYY-MM-DD.
+    pub measured: String,
+    /// Its levels; a level's number is its place. Level 0 is uncompressed.
+    pub level: Vec<Level>,
+}
+
+/// A level of the ladder.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Level {
     /// A name for people.
@@ -259,4 +281,6 @@ pub struct Level {
     /// What it does.
     #[serde(default)]
     pub policy: Policy,
+    /// Bytes it holds of those level 0 holds.
+    pub bytes_ratio: f64,
 }

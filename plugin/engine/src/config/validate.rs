@@ -2,9 +2,7 @@
 
 use std::fmt::Display;
 
-use cinch_protocol::Policy;
-
-use super::types::{Class, Level, ModelKind, Settings};
+use super::types::{Class, ModelKind, Settings};
 use crate::fields::FieldFault;
 
 /// Whether `name` can be a class: it is an HTTP header value, a URL segment and a metric label.
@@ -50,7 +48,6 @@ pub(super) fn validate(settings: &Settings) -> Result<(), FieldFault> {
         1000,
     )?;
     range("metrics.error_heads", settings.metrics.error_heads, 1, 64)?;
-    ladder(&settings.ladder)?;
     if !settings.class.contains_key("default") {
         return Err(FieldFault::new(
             "class.default",
@@ -58,10 +55,13 @@ pub(super) fn validate(settings: &Settings) -> Result<(), FieldFault> {
             "a class: requests that name none get it",
         ));
     }
-    for (name, class) in &settings.class {
-        self::class(name, class, settings.ladder.len())?;
-    }
     Ok(())
+}
+
+/// The classes, against a ladder of so many levels.
+pub(super) fn validate_classes(settings: &Settings, levels: usize) -> Result<(), FieldFault> {
+    let mut classes = settings.class.iter();
+    classes.try_for_each(|(name, class)| self::class(name, class, levels))
 }
 
 fn model(settings: &Settings) -> Result<(), FieldFault> {
@@ -126,34 +126,6 @@ fn token(settings: &Settings) -> Result<(), FieldFault> {
         }
         _ => Ok(()),
     }
-}
-
-fn ladder(levels: &[Level]) -> Result<(), FieldFault> {
-    let Some(first) = levels.first() else {
-        return Err(FieldFault::new("ladder", "no levels", "at least level 0"));
-    };
-    for (index, level) in levels.iter().enumerate() {
-        if level.name.is_empty() || level.name.len() > 64 {
-            let given = format_args!("{} characters", level.name.len());
-            return Err(FieldFault::new(
-                format!("ladder[{index}].name"),
-                given,
-                "1 to 64 characters",
-            ));
-        }
-        level
-            .policy
-            .validate()
-            .map_err(|err| FieldFault::from(err).within(&format!("ladder[{index}].policy")))?;
-    }
-    if first.policy != Policy::default() {
-        return Err(FieldFault::new(
-            "ladder[0].policy",
-            &first.policy,
-            "{ store = \"full\" }: level 0 is uncompressed",
-        ));
-    }
-    Ok(())
 }
 
 fn class(name: &str, class: &Class, levels: usize) -> Result<(), FieldFault> {

@@ -98,7 +98,7 @@ mod tests {
     }
 
     fn text(app: &crate::state::App) -> String {
-        String::from_utf8(app.metrics.render(&app.kv).unwrap()).unwrap()
+        String::from_utf8(app.metrics.render(&app.kv, &app.classes).unwrap()).unwrap()
     }
 
     #[tokio::test]

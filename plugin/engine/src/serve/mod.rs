@@ -288,8 +288,8 @@ mod tests {
     /// As `configs/engine.toml` has it; no model.
     pub(super) fn app(overrides: &[&str]) -> Arc<App> {
         let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
-        let text = include_str!("../../../../configs/engine.toml");
-        App::new(Settings::parse(text, "configs/engine.toml", &overrides).unwrap()).unwrap()
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/engine.toml");
+        App::new(Settings::load(file.as_ref(), &overrides).unwrap()).unwrap()
     }
 
     #[test]

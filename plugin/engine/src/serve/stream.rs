@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn count(app: &App, series: &str) -> String {
-        let text = String::from_utf8(app.metrics.render(&app.kv).unwrap()).unwrap();
+        let text = String::from_utf8(app.metrics.render(&app.kv, &app.classes).unwrap()).unwrap();
         let line = text
             .lines()
             .find(|line| line.starts_with(series))

@@ -65,7 +65,14 @@ impl Wish {
         let choice = match asked {
             Some(Asked { policy, level, .. }) if policy.is_some() || level.is_some() => {
                 app.kv.require_on()?;
-                app.classes.resolve(&PolicyChange { policy, level }, FIELD)?
+                {
+                    let change = PolicyChange {
+                        policy,
+                        level,
+                        ..PolicyChange::default()
+                    };
+                    app.classes.resolve(&change, FIELD)?
+                }
             }
             _ => of_class,
         };

@@ -78,9 +78,20 @@ async fn openapi_schemas_are_the_wire_types() {
     assert_eq!(schema("Policy"), keys(&policy));
     assert_eq!(schema("Select"), keys(&policy["select"]));
     assert_eq!(schema("Quantize"), keys(&policy["quantize"]));
+    let lease = r#"{"level": 1, "fence": {"holder": "a", "epoch": 1}, "ttl_seconds": 60}"#;
+    let change = serde_json::from_str::<cinch_protocol::PolicyChange>(lease).unwrap();
+    let change = serde_json::to_value(cinch_protocol::PolicyChange {
+        policy: Some(cinch_protocol::Policy::default()),
+        ..change
+    });
+    let change = change.unwrap();
+    assert_eq!(schema("PolicyChange"), keys(&change));
+    assert_eq!(schema("Fence"), keys(&change["fence"]));
+    call(&router, "PUT", "/v1/policies/batch", lease).await;
     let classes = call(&router, "GET", "/v1/policies", "").await.json();
     assert_eq!(schema("ClassPolicies"), keys(&classes));
     assert_eq!(schema("ClassPolicy"), keys(&classes["classes"][0]));
+    assert_eq!(schema("Lease"), keys(&classes["classes"][0]["lease"]));
     let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
     assert_eq!(schema("Ladder"), keys(&ladder));
     assert_eq!(schema("LadderLevel"), keys(&ladder["levels"][0]));
@@ -108,8 +119,75 @@ async fn policies_are_read_set_and_given_back() {
     let put = call(&router, "PUT", "/v1/policies/batch", own).await;
     assert_eq!(put.json()["level"], Value::Null);
     let deleted = call(&router, "DELETE", "/v1/policies/batch", "").await;
-    assert_eq!(deleted.json(), before.json());
+    let bare = |answer: &crate::common::Answer| {
+        let mut json = answer.json();
+        assert_eq!(json["etag"].as_str(), answer.etag.as_deref());
+        json["etag"].take();
+        json
+    };
+    assert_eq!(bare(&deleted), bare(&before));
     assert_ne!(deleted.etag, before.etag, "an ETag never comes back");
+}
+
+#[tokio::test]
+async fn leases_are_held_renewed_fenced_and_end() {
+    let app = app(&[]);
+    let router = router(app.clone());
+    let lease = |level: u32, holder: &str, epoch: u64, ttl: u64| {
+        json!({"level": level, "fence": {"holder": holder, "epoch": epoch}, "ttl_seconds": ttl}).to_string()
+    };
+    let put = async |body: String| call(&router, "PUT", "/v1/policies/batch", &body).await;
+    let held = put(lease(4, "a", 7, 60)).await;
+    assert_eq!(held.status, 200, "{}", held.text);
+    let view = held.json();
+    assert_eq!(
+        (&view["origin"], &view["level"], &view["configured_level"]),
+        (&json!("lease"), &json!(4), &json!(2))
+    );
+    assert_eq!(
+        (&view["lease"]["holder"], &view["lease"]["epoch"]),
+        (&json!("a"), &json!(7))
+    );
+    assert_eq!(
+        put(lease(4, "a", 7, 60)).await.etag,
+        held.etag,
+        "a renewal is no change"
+    );
+    for (holder, epoch, allowed) in [("a", 6, "7 or more"), ("b", 7, "8 or more: 7 is held by a")] {
+        let stale = put(lease(1, holder, epoch, 60)).await;
+        assert_eq!(stale.json()["type"], "urn:cinch:problem:stale-epoch");
+        let named = ("fence.epoch".to_owned(), epoch.to_string(), allowed.to_owned());
+        assert_eq!(stale.problem(409), named);
+    }
+    let fenced = r#"{"level": 1, "fence": {"holder": "a", "epoch": 6}}"#;
+    let stale = call(&router, "PATCH", "/v1/requests/41", fenced).await;
+    assert_eq!(stale.json()["type"], "urn:cinch:problem:stale-epoch");
+    let all = call(&router, "GET", "/v1/policies", "").await.json();
+    assert_eq!(all["epoch"], 7);
+    let pinned = call(&router, "PUT", "/v1/policies/batch", r#"{"level": 1}"#)
+        .await
+        .json();
+    assert_eq!((&pinned["origin"], pinned.get("lease")), (&json!("api"), None));
+    let refused = put(lease(4, "a", 7, 60)).await;
+    assert_eq!(refused.json()["type"], "urn:cinch:problem:pinned");
+    assert_eq!(refused.problem(409).0, "fence");
+    call(&router, "DELETE", "/v1/policies/batch", "").await;
+    let held = put(lease(4, "a", 7, 1)).await;
+    assert_eq!(held.json()["level"], 4);
+    tokio::time::sleep(std::time::Duration::from_millis(1050)).await;
+    let ended = call(&router, "GET", "/v1/policies/batch", "").await;
+    assert_eq!(ended.json()["origin"], "config");
+    assert_eq!(ended.json()["level"], 2);
+    assert_ne!(ended.etag, held.etag);
+    let metrics = call(&router, "GET", "/metrics", "").await.text;
+    for line in [
+        "cinch_lease_expired_total{class=\"batch\"} 1\n",
+        "cinch_stale_writes_total 3\n",
+        "cinch_class_level{class=\"batch\"} 2\n",
+    ] {
+        assert!(metrics.contains(line), "{line}{metrics}");
+    }
+    assert!(!metrics.contains("cinch_lease_remaining_seconds{"), "{metrics}");
 }
 
 #[tokio::test]
@@ -222,7 +300,79 @@ async fn bad_input_names_field_given_and_allowed() {
             400,
             "epoch",
             "an unknown field",
-            "`policy` or `level`",
+            "`policy`, `level`, `fence`, `ttl_seconds`",
+        ),
+        (
+            "PUT",
+            "/v1/policies/batch",
+            r#"{"level": 1, "ttl_seconds": 60}"#,
+            400,
+            "fence",
+            "nothing",
+            "a holder and an epoch",
+        ),
+        (
+            "PUT",
+            "/v1/policies/batch",
+            r#"{"level": 1, "fence": {"holder": "a", "epoch": 1}}"#,
+            400,
+            "ttl_seconds",
+            "nothing",
+            "1 to 3600",
+        ),
+        (
+            "PUT",
+            "/v1/policies/batch",
+            r#"{"level": 1, "fence": {"holder": "a", "epoch": 1}, "ttl_seconds": 3601}"#,
+            400,
+            "ttl_seconds",
+            "3601",
+            "1 to 3600",
+        ),
+        (
+            "PUT",
+            "/v1/policies/batch",
+            r#"{"level": 1, "fence": {"holder": "", "epoch": 1}, "ttl_seconds": 60}"#,
+            400,
+            "fence.holder",
+            "0 characters",
+            "1 to 128",
+        ),
+        (
+            "PUT",
+            "/v1/policies/batch",
+            r#"{"level": 1, "fence": {"holder": "a", "epoch": 0}, "ttl_seconds": 60}"#,
+            400,
+            "fence.epoch",
+            "0",
+            "1 to 9007199254740991",
+        ),
+        (
+            "PUT",
+            "/v1/policies/batch",
+            r#"{"level": 1, "fence": {"holder": "a"}, "ttl_seconds": 60}"#,
+            400,
+            "fence.epoch",
+            "nothing",
+            "a value",
+        ),
+        (
+            "PATCH",
+            "/v1/requests/7",
+            r#"{"level": 1, "fence": {"holder": "a", "epoch": 1}, "ttl_seconds": 60}"#,
+            400,
+            "ttl_seconds",
+            "60",
+            "nothing",
+        ),
+        (
+            "PATCH",
+            "/v1/requests/7",
+            r#"{"level": 1, "fence": {"holder": "", "epoch": 1}}"#,
+            400,
+            "fence.holder",
+            "0 characters",
+            "1 to 128",
         ),
         (
             "PATCH",

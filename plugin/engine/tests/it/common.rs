@@ -12,10 +12,12 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 pub(crate) const CONFIG: &str = include_str!("../../../../configs/engine.toml");
+/// Where it is from here; the ladder is beside it.
+pub(crate) const PATH: &str = "../../configs/engine.toml";
 
 pub(crate) fn settings(overrides: &[&str]) -> Settings {
     let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
-    Settings::parse(CONFIG, "configs/engine.toml", &overrides).unwrap()
+    Settings::parse(CONFIG, PATH.as_ref(), &overrides).unwrap()
 }
 
 pub(crate) fn app(overrides: &[&str]) -> Arc<App> {

@@ -5,7 +5,7 @@ use cinch_engine::api::router;
 use cinch_engine::metrics::Outcome;
 
 /// Name, type, and whether it has a `class` label.
-const METRICS: [(&str, &str, bool); 26] = [
+const METRICS: [(&str, &str, bool); 29] = [
     ("cinch_build_info", "gauge", false),
     ("cinch_ready", "gauge", false),
     ("cinch_kv_bytes", "gauge", true),
@@ -26,6 +26,9 @@ const METRICS: [(&str, &str, bool); 26] = [
     ("cinch_prefix_cache_entries", "gauge", false),
     ("cinch_prefix_cache_hits_total", "counter", false),
     ("cinch_prefix_cache_misses_total", "counter", false),
+    ("cinch_class_level", "gauge", true),
+    ("cinch_lease_expired_total", "counter", true),
+    ("cinch_stale_writes_total", "counter", false),
     ("cinch_attention_error", "histogram", true),
     ("cinch_compression_events_total", "counter", true),
     ("cinch_evicted_tokens_total", "counter", true),

@@ -192,7 +192,7 @@ mod tests {
         );
         assert_eq!(
             fails(json!({"lvl": 1})),
-            "field `lvl`: given an unknown field, allowed `policy` or `level`"
+            "field `lvl`: given an unknown field, allowed `policy`, `level`, `fence`, `ttl_seconds`"
         );
     }
 

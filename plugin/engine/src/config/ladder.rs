@@ -1,0 +1,183 @@
+//! A ladder file, checked by itself: it says the same whatever configuration names it.
+
+use cinch_protocol::Policy;
+use cinch_settings::ConfigError;
+use serde_json::Value;
+
+use super::types::LadderFile;
+use crate::fields::{FieldFault, decode};
+
+/// Checks the ladder in `text`; `origin` names it in messages.
+///
+/// # Errors
+/// The first thing wrong.
+pub(super) fn parse(text: &str, origin: &str) -> Result<LadderFile, ConfigError> {
+    let value: Value = toml::from_str(text).map_err(|err| {
+        let reason = err.message().split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = err
+            .span()
+            .map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+        ConfigError::Syntax {
+            origin: origin.to_owned(),
+            reason: line.map_or_else(|| reason.clone(), |line| format!("line {line}: {reason}")),
+        }
+    })?;
+    let checked = decode::<LadderFile>(&value, "").and_then(|ladder| check(&ladder).map(|()| ladder));
+    checked.map_err(|fault| ConfigError::Field {
+        origin: origin.to_owned(),
+        fault,
+    })
+}
+
+fn check(ladder: &LadderFile) -> Result<(), FieldFault> {
+    text("model", &ladder.model, 128)?;
+    if !is_date(&ladder.measured) {
+        return Err(FieldFault::new(
+            "measured",
+            &ladder.measured,
+            "a date as YYYY-MM-DD",
+        ));
+    }
+    let Some(first) = ladder.level.first() else {
+        return Err(FieldFault::new("level", "no levels", "at least level 0"));
+    };
+    let mut before: Option<f64> = None;
+    for (index, level) in ladder.level.iter().enumerate() {
+        let field = |name: &str| format!("level[{index}].{name}");
+        text(&field("name"), &level.name, 64)?;
+        level
+            .policy
+            .validate()
+            .map_err(|err| FieldFault::from(err).within(&field("policy")))?;
+        // Written so that NaN is out of range.
+        let given = level.bytes_ratio;
+        let allowed = match before {
+            None if given == 1.0 => None,
+            None => Some("1: the others are ratios to level 0".to_owned()),
+            Some(before) if given > 0.0 && given < before => None,
+            Some(before) => Some(format!("over 0 and under {before}, that of the level before")),
+        };
+        if let Some(allowed) = allowed {
+            return Err(FieldFault::new(field("bytes_ratio"), given, allowed));
+        }
+        before = Some(given);
+    }
+    if first.policy != Policy::default() {
+        let allowed = "{ store = \"full\" }: level 0 is uncompressed";
+        return Err(FieldFault::new("level[0].policy", &first.policy, allowed));
+    }
+    Ok(())
+}
+
+fn text(field: &str, given: &str, most: usize) -> Result<(), FieldFault> {
+    let characters = given.chars().count();
+    if (1..=most).contains(&characters) {
+        return Ok(());
+    }
+    let allowed = format!("1 to {most} characters");
+    Err(FieldFault::new(
+        field,
+        format_args!("{characters} characters"),
+        allowed,
+    ))
+}
+
+fn is_date(text: &str) -> bool {
+    let parts: Vec<Option<u32>> = text.split('-').map(|part| part.parse().ok()).collect();
+    text.len() == 10 && matches!(parts[..], [Some(_), Some(1..=12), Some(1..=31)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = include_str!("../../../../configs/ladders/smollm2-135m-instruct.toml");
+
+    fn refused(from: &str, to: &str) -> String {
+        assert!(FILE.contains(from), "{from}");
+        let err = parse(&FILE.replacen(from, to, 1), "x.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(!err.contains('\n'), "more than one line: {err}");
+        err
+    }
+
+    #[test]
+    fn the_file_is_right() {
+        let ladder = parse(FILE, "x.toml").unwrap();
+        assert_eq!(ladder.level.len(), 6);
+        assert_eq!(ladder.level[0].bytes_ratio, 1.0);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases = [
+            (
+                "k_bits = 8, v_bits = 8",
+                "k_bits = 3, v_bits = 8",
+                "field `level[1].policy.quantize.k_bits`: given 3, allowed 4, 8 or 16",
+            ),
+            (
+                "store = \"full\" }",
+                "store = \"exact\" }",
+                "field `level[0].policy`: given exact, allowed { store",
+            ),
+            (
+                "bytes_ratio = 1.0",
+                "bytes_ratio = 0.9",
+                "field `level[0].bytes_ratio`: given 0.9, allowed 1:",
+            ),
+            (
+                "bytes_ratio = 0.573",
+                "bytes_ratio = 1.0",
+                "field `level[1].bytes_ratio`: given 1, allowed over 0 and under 1,",
+            ),
+            (
+                "bytes_ratio = 0.182\n",
+                "bytes_ratio = nan\n",
+                "field `level[5].bytes_ratio`: given ",
+            ),
+            (
+                "bytes_ratio = 0.182\n",
+                "bytes_ratio = 0.0\n",
+                "field `level[5].bytes_ratio`: given 0, allowed over 0 and under ",
+            ),
+            (
+                "bytes_ratio = 0.573",
+                "ratio = 0.566",
+                "field `level[1].ratio`: given an unknown field, allowed",
+            ),
+            (
+                "bytes_ratio = 0.573",
+                "",
+                "field `level[1].bytes_ratio`: given nothing, allowed a value",
+            ),
+            (
+                "\"2026-11-24\"",
+                "\"today\"",
+                "field `measured`: given today, allowed a date",
+            ),
+            (
+                "\"SmolLM2-135M-Instruct\"",
+                "\"\"",
+                "field `model`: given 0 characters, allowed 1 to 128",
+            ),
+            (
+                "name = \"int8\"",
+                "name = \"\"",
+                "field `level[1].name`: given 0 characters, allowed 1 to 64",
+            ),
+            ("measured = ", "measured ", "not valid TOML: line "),
+        ];
+        for (from, to, wanted) in cases {
+            let said = refused(from, to);
+            assert!(said.starts_with("x.toml: "), "{said}");
+            assert!(said.contains(wanted), "{to}\n  says   {said}\n  wanted {wanted}");
+        }
+        let empty = parse("model = \"m\"\nmeasured = \"2026-01-01\"\nlevel = []\n", "x.toml").unwrap_err();
+        assert!(
+            empty.to_string().contains("field `level`: given no levels"),
+            "{empty}"
+        );
+    }
+}

@@ -300,4 +300,26 @@ pub struct Problem {
     /// What is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed: Option<String>,
+    /// The numbers behind `overloaded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overload: Option<Overload>,
+}
+
+/// Why there is no room for a request, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overload {
+    /// Requests that wait.
+    pub queue_length: u64,
+    /// Most that may.
+    pub max_queue: u64,
+    /// Bytes this request may come to hold.
+    pub need_bytes: u64,
+    /// Bytes admitted requests hold or may grow to.
+    pub reserved_bytes: u64,
+    /// That, and what the waiting ones may come to hold.
+    pub demanded_bytes: u64,
+    /// The configured KV capacity.
+    pub capacity_bytes: u64,
+    /// Seconds after which to try again, from how fast requests have ended; as in `Retry-After`.
+    pub retry_after_seconds: u64,
 }

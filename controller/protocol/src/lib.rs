@@ -9,7 +9,7 @@ mod policy;
 pub mod probe;
 
 pub use api::{
-    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Lease, Origin,
+    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Lease, Origin, Overload,
     PolicyChange, Problem, RequestState, RequestView, RequestViews, RetuneReport, Served, ServedCache,
     ServedWith,
 };

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod bound;
 mod error;
 mod gauges;
 mod inspect;

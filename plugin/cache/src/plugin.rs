@@ -10,6 +10,7 @@ use cinch_hooks::{
 use cinch_protocol::{Bits, Policy, SelectMethod, Store};
 
 use crate::attend;
+use crate::bound;
 use crate::error::{CacheError, RetuneError};
 use crate::inspect::{self, LayerView};
 use crate::observe::Observer;
@@ -69,7 +70,11 @@ impl Plugin {
     /// A policy out of range; [`CacheError::AssignedLate`] if the engine already has the request.
     pub fn assign(&self, request: usize, assignment: Assignment) -> Result<(), CacheError> {
         let plan = self.plan(assignment.level, assignment.policy)?;
-        if self.core.registry.assign(request, &assignment.class, plan) {
+        if self
+            .core
+            .registry
+            .assign(request, &assignment.class, plan, assignment.own)
+        {
             Ok(())
         } else {
             Err(CacheError::AssignedLate { request })
@@ -164,6 +169,27 @@ impl Plugin {
         totals
     }
 
+    /// The most bytes a sequence of `tokens` tokens holds under `policy` from its first token on; `None` until a
+    /// sequence has been opened, or for a policy out of range.
+    #[must_use]
+    pub fn most_bytes(&self, policy: &Policy, tokens: usize) -> Option<usize> {
+        let (layers, dtype) = self.core.model.get()?;
+        let plan = Plan::compile(0, None, policy.clone()).ok()?;
+        let of = |shape| bound::layer(shape, &plan, *dtype, tokens);
+        Some(layers.iter().map(of).sum())
+    }
+
+    /// What a prompt of `tokens` tokens takes beside that while it is processed: the largest layer in f16, which is
+    /// compressed when the next one begins. `None` as in [`most_bytes`](Self::most_bytes).
+    #[must_use]
+    pub fn prefill_bytes(&self, tokens: usize) -> Option<usize> {
+        let (layers, _) = self.core.model.get()?;
+        layers
+            .iter()
+            .map(|shape| bound::uncompressed(shape, tokens))
+            .max()
+    }
+
     /// Who is told of measurements as they happen. Replaces the one before.
     pub fn set_observer(&self, observer: Box<dyn Observer>) {
         self.core.set_observer(observer.into());
@@ -229,6 +255,7 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
 impl CachePolicy for Plugin {
     fn open(&self, info: &SequenceInfo) -> Result<Arc<dyn SequenceCache>, HookError> {
         check(info)?;
+        self.core.model.get_or_init(|| (info.layers.clone(), info.dtype));
         Ok(Arc::new(Sequence::open(&self.core, info, self.serve(info))))
     }
 

@@ -22,6 +22,8 @@ pub struct Assignment {
     pub level: Option<u32>,
     /// The policy.
     pub policy: Policy,
+    /// Whether the request's client asked for this policy itself.
+    pub own: bool,
 }
 
 /// Where a request is in its life.
@@ -55,6 +57,8 @@ pub struct RequestSnapshot {
     pub state: RequestState,
     /// Its class.
     pub class: String,
+    /// Whether its client asked for its policy itself.
+    pub own: bool,
     /// Its level, if its policy comes from a ladder.
     pub level: Option<u32>,
     /// Its policy now.
@@ -87,6 +91,8 @@ pub(crate) struct Request {
     pub(crate) id: usize,
     pub(crate) class: String,
     pub(crate) counters: Arc<Counters>,
+    /// Its client asked for its policy itself.
+    own: bool,
     /// Made by `open` because nobody assigned it: nobody will call `finish` either.
     implicit: bool,
     plan: RwLock<Arc<Plan>>,
@@ -204,6 +210,7 @@ impl Request {
                 RequestState::Queued
             },
             class: self.class.clone(),
+            own: self.own,
             level: plan.level,
             policy: plan.policy.clone(),
             sequences: if state.sequences.is_empty() {
@@ -269,8 +276,8 @@ impl Registry {
     }
 
     /// Registers a request as queued. `false` if its id already runs or ran.
-    pub(crate) fn assign(&self, id: usize, class: &str, plan: Arc<Plan>) -> bool {
-        let request = self.request(id, class, plan, false);
+    pub(crate) fn assign(&self, id: usize, class: &str, plan: Arc<Plan>, own: bool) -> bool {
+        let request = self.request(id, class, plan, own, false);
         let mut requests = lock(&self.requests);
         let late = requests.finished.contains_key(&id)
             || requests
@@ -289,13 +296,13 @@ impl Registry {
         match self.find(id) {
             Some(Found::Live(request) | Found::Finished(request)) => request,
             None => {
-                let request = self.request(id, &default.0, default.1.clone(), true);
+                let request = self.request(id, &default.0, default.1.clone(), false, true);
                 lock(&self.requests).live.entry(id).or_insert(request).clone()
             }
         }
     }
 
-    fn request(&self, id: usize, class: &str, plan: Arc<Plan>, implicit: bool) -> Arc<Request> {
+    fn request(&self, id: usize, class: &str, plan: Arc<Plan>, own: bool, implicit: bool) -> Arc<Request> {
         let served = Served {
             policy: plan.policy.clone(),
             level: plan.level,
@@ -305,6 +312,7 @@ impl Registry {
             id,
             class: class.to_owned(),
             counters: self.counters(class),
+            own,
             implicit,
             plan: RwLock::new(plan),
             state: Mutex::new(State {

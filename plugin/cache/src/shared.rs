@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use candle_core::DType;
+use cinch_hooks::LayerShape;
 
 use crate::gauges::Gauges;
 use crate::observe::Observer;
@@ -24,6 +27,8 @@ pub(crate) struct Core {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) registry: Registry,
     pub(crate) prefix: PrefixReport,
+    /// The layers and the dtype of the model, once it has opened a sequence.
+    pub(crate) model: OnceLock<(Vec<LayerShape>, DType)>,
     prefixes: Mutex<HashMap<u64, Arc<Gauges>>>,
     default: RwLock<Arc<(String, Arc<Plan>)>>,
     observer: RwLock<Option<Arc<dyn Observer>>>,
@@ -39,6 +44,7 @@ impl Core {
             ledger: Arc::default(),
             registry: Registry::default(),
             prefix: PrefixReport::default(),
+            model: OnceLock::new(),
             prefixes: Mutex::default(),
             default: RwLock::new(Arc::new(default)),
             observer: RwLock::new(None),

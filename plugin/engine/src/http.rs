@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::fields::{FieldFault, cut, first_line};
 
 /// Seconds after which a client may try again what is not ready yet.
-const RETRY_SECONDS: u32 = 2;
+const RETRY_SECONDS: u64 = 2;
 
 /// An error answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,7 @@ impl Refusal {
             field: None,
             given: None,
             allowed: None,
+            overload: None,
         }))
     }
 
@@ -136,7 +137,11 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
+            let seconds = match &self.0.overload {
+                Some(overload) => overload.retry_after_seconds,
+                None => RETRY_SECONDS,
+            };
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use cinch_cache::{
     Assignment, ErrorSample, Observer, Plugin, PluginSettings, RequestSnapshot, RequestState as PluginState,
-    RetuneError,
+    RetuneError, RetuneReceipt,
 };
-use cinch_protocol::{RequestState, RequestView, RetuneReport, Served, ServedCache, ServedWith};
+use cinch_protocol::{Policy, RequestState, RequestView, RetuneReport, Served, ServedCache, ServedWith};
 
 use crate::classes::Choice;
 use crate::config::{Settings, Switch};
@@ -164,6 +164,11 @@ impl Kv {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn plugin_for_tests(&self) -> Arc<Plugin> {
+        self.plugin.clone().expect("the plugin is on")
+    }
+
     /// Refuses where the plugin is off.
     ///
     /// # Errors
@@ -183,15 +188,63 @@ impl Kv {
         }
     }
 
-    /// Tells the plugin of a request before the engine hears of it.
+    /// Tells the plugin of a request before the engine hears of it; `own`: its client asked for this choice.
     ///
     /// # Errors
     /// A policy the plugin refuses.
-    pub fn assign(&self, id: usize, class: &str, choice: Choice) -> Result<(), Refusal> {
+    pub fn assign(&self, id: usize, class: &str, choice: Choice, own: bool) -> Result<(), Refusal> {
         match &self.plugin {
-            Some(plugin) => plugin.assign(id, assignment(class, choice)).map_err(refused),
+            Some(plugin) => {
+                let assignment = Assignment {
+                    own,
+                    ..assignment(class, choice)
+                };
+                plugin.assign(id, assignment).map_err(refused)
+            }
             None => Ok(()),
         }
+    }
+
+    /// Says how long a queued request's prompt is.
+    pub fn note_prompt_tokens(&self, id: usize, tokens: usize) {
+        if let Some(plugin) = &self.plugin {
+            plugin.note_prompt_tokens(id, tokens);
+        }
+    }
+
+    /// The most bytes a sequence of `tokens` tokens holds under `policy`; 0 until the model has run.
+    #[must_use]
+    pub fn most_bytes(&self, policy: &Policy, tokens: usize) -> u64 {
+        let plugin = self.plugin.as_ref();
+        plugin
+            .and_then(|plugin| plugin.most_bytes(policy, tokens))
+            .unwrap_or(0) as u64
+    }
+
+    /// What a prompt of `tokens` tokens takes beside that while it is processed; 0 until the model has run.
+    #[must_use]
+    pub fn prefill_bytes(&self, tokens: usize) -> u64 {
+        let plugin = self.plugin.as_ref();
+        plugin
+            .and_then(|plugin| plugin.prefill_bytes(tokens))
+            .unwrap_or(0) as u64
+    }
+
+    /// Changes the policy of a live request without waiting for its layers.
+    ///
+    /// # Errors
+    /// As [`retune`](Self::retune).
+    pub fn tighten(&self, id: usize, choice: Choice) -> Result<(), Refusal> {
+        self.tell(id, &choice).map(|_| ())
+    }
+
+    fn tell(&self, id: usize, choice: &Choice) -> Result<RetuneReceipt, Refusal> {
+        let told = self.plugin()?.retune(id, choice.level, choice.policy.clone());
+        told.map_err(|err| match err {
+            RetuneError::Unknown { .. } => unknown(id),
+            RetuneError::Finished { .. } => finished(id),
+            RetuneError::Policy(err) => Refusal::field(FieldFault::from(err).within("policy")),
+        })
     }
 
     /// The request is answered or given up.
@@ -248,13 +301,7 @@ impl Kv {
     /// 404 for one nobody knows, 409 for a finished one, 400 for a policy out of range.
     pub async fn retune(&self, id: usize, choice: Choice, wait: Duration) -> Result<RetuneReport, Refusal> {
         let plugin = self.plugin()?;
-        let receipt = plugin
-            .retune(id, choice.level, choice.policy.clone())
-            .map_err(|err| match err {
-                RetuneError::Unknown { .. } => unknown(id),
-                RetuneError::Finished { .. } => finished(id),
-                RetuneError::Policy(err) => Refusal::field(FieldFault::from(err).within("policy")),
-            })?;
+        let receipt = self.tell(id, &choice)?;
         let deadline = Instant::now() + wait;
         let view = loop {
             let view = view(plugin.request(id).ok_or_else(|| unknown(id))?);
@@ -318,6 +365,7 @@ fn assignment(class: &str, choice: Choice) -> Assignment {
         class: class.to_owned(),
         level: choice.level,
         policy: choice.policy,
+        own: false,
     }
 }
 
@@ -364,7 +412,7 @@ fn view(snapshot: RequestSnapshot) -> RequestView {
             PluginState::Finished => RequestState::Finished,
         },
         class: snapshot.class,
-        own: false,
+        own: snapshot.own,
         level: snapshot.level,
         policy: snapshot.policy,
         sequences: snapshot.sequences as u64,

@@ -5,18 +5,22 @@
 //! loaders in [`model`].
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod api;
 pub mod classes;
 pub mod cli;
 pub mod config;
 pub mod gguf_check;
 pub mod http;
+pub mod keeper;
 pub mod kv;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod probe;
 pub mod run;
 pub mod serve;
 pub mod state;
+pub mod watermark;
 
 pub use cinch_settings::fields;

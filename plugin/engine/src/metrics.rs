@@ -8,8 +8,14 @@ use prometheus::{
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::http::StatusCode;
+use cinch_protocol::Ladder;
+
+use crate::admission::Admission;
 use crate::classes::Classes;
+use crate::http::Refusal;
 use crate::kv::{ClassTotals, Kv};
+use crate::memory;
 
 /// vLLM's buckets of `vllm:time_to_first_token_seconds`, so that dashboards compare.
 const FIRST_TOKEN_BUCKETS: &[f64] = &[
@@ -34,11 +40,30 @@ pub enum Outcome {
     Canceled,
     /// Not taken: bad input, or not ready.
     Rejected,
+    /// Not taken: no room for it.
+    Overloaded,
 }
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Ok, Self::Error, Self::Canceled, Self::Rejected];
+    pub const ALL: [Self; 5] = [
+        Self::Ok,
+        Self::Error,
+        Self::Canceled,
+        Self::Rejected,
+        Self::Overloaded,
+    ];
+
+    /// Of a request that was refused.
+    #[must_use]
+    pub fn of(refusal: &Refusal) -> Self {
+        match refusal.status() {
+            _ if refusal.0.overload.is_some() => Self::Overloaded,
+            StatusCode::SERVICE_UNAVAILABLE => Self::Canceled,
+            status if status.is_client_error() => Self::Rejected,
+            _ => Self::Error,
+        }
+    }
 
     /// The label's value.
     #[must_use]
@@ -48,6 +73,7 @@ impl Outcome {
             Self::Error => "error",
             Self::Canceled => "canceled",
             Self::Rejected => "rejected",
+            Self::Overloaded => "overloaded",
         }
     }
 }
@@ -78,6 +104,10 @@ struct Inner {
     prefix_hits: IntCounter,
     prefix_misses: IntCounter,
     ready: Gauge,
+    reserved: IntGauge,
+    watermark: IntGauge,
+    watermark_retunes: IntCounter,
+    waited: HistogramVec,
     class_level: IntGaugeVec,
     lease_remaining: GaugeVec,
     lease_expired: IntCounterVec,
@@ -99,7 +129,7 @@ impl Metrics {
     ///
     /// # Errors
     /// A metric is defined twice: a mistake in this file.
-    pub fn new(classes: &[String]) -> prometheus::Result<Self> {
+    pub fn new(classes: &[String], ladder: &Ladder) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let build = IntGaugeVec::new(
             Opts::new("cinch_build_info", "1; the versions are in the labels."),
@@ -109,6 +139,27 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION"), "0.8.1", "0.11.1"])
             .set(1);
         add(&registry, build)?;
+        let ratios = GaugeVec::new(
+            Opts::new(
+                "cinch_ladder_bytes_ratio",
+                "Bytes that a ladder level holds of those level 0 holds, as measured.",
+            ),
+            &["level", "name"],
+        )?;
+        for level in &ladder.levels {
+            let number = level.level.to_string();
+            let label = [number.as_str(), level.name.as_str()];
+            ratios.with_label_values(&label).set(level.bytes_ratio);
+        }
+        add(&registry, ratios)?;
+        if let Some(limit) = memory::limit_bytes() {
+            let gauge = IntGauge::new(
+                "cinch_memory_limit_bytes",
+                "Memory that this process may use: the control group's limit, or the machine's memory.",
+            )?;
+            gauge.set(signed(limit));
+            add(&registry, gauge)?;
+        }
         #[cfg(target_os = "linux")]
         registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),
@@ -214,6 +265,33 @@ impl Metrics {
                 r,
                 Gauge::new("cinch_ready", "1 once the model is loaded and self-tested.")?,
             )?,
+            reserved: add(
+                r,
+                IntGauge::new(
+                    "cinch_kv_reserved_bytes",
+                    "Bytes that admitted requests hold or may grow to.",
+                )?,
+            )?,
+            watermark: add(
+                r,
+                IntGauge::new(
+                    "cinch_watermark_active",
+                    "1 from the time live requests hold more than the high mark until they hold less than the low one.",
+                )?,
+            )?,
+            watermark_retunes: add(
+                r,
+                IntCounter::new(
+                    "cinch_watermark_retunes_total",
+                    "Running requests that the watermark has tightened.",
+                )?,
+            )?,
+            waited: histograms(
+                r,
+                "cinch_admission_waited_seconds",
+                "From a request's arrival at the gate to its admission; those not admitted are not counted.",
+                FIRST_TOKEN_BUCKETS,
+            )?,
             class_level: gauges(
                 r,
                 "cinch_class_level",
@@ -246,7 +324,7 @@ impl Metrics {
                 IntCounterVec::new(
                     Opts::new(
                         "cinch_requests_total",
-                        "Requests by how they ended: ok, error, canceled, rejected.",
+                        "Requests by how they ended: ok, error, canceled, rejected, overloaded.",
                     ),
                     &["class", "outcome"],
                 )?,
@@ -305,6 +383,7 @@ impl Metrics {
             &inner.inter_token,
             &inner.per_output_token,
             &inner.error,
+            &inner.waited,
         ] {
             histogram.with_label_values(label);
         }
@@ -354,6 +433,21 @@ impl Metrics {
             .observe(seconds);
     }
 
+    /// How long a request waited to be admitted.
+    pub fn waited(&self, class: &str, seconds: f64) {
+        self.0.waited.with_label_values(&[class]).observe(seconds);
+    }
+
+    /// Whether the watermark is in force.
+    pub fn set_watermark(&self, active: bool) {
+        self.0.watermark.set(i64::from(active));
+    }
+
+    /// The watermark has tightened a request.
+    pub fn watermark_retuned(&self) {
+        self.0.watermark_retunes.inc();
+    }
+
     /// A measured relative error of attention output.
     pub fn attention_error(&self, class: &str, value: f64) {
         self.0.error.with_label_values(&[class]).observe(value);
@@ -363,8 +457,9 @@ impl Metrics {
     ///
     /// # Errors
     /// A metric can't be encoded.
-    pub fn render(&self, kv: &Kv, classes: &Classes) -> prometheus::Result<Vec<u8>> {
+    pub fn render(&self, kv: &Kv, classes: &Classes, admission: &Admission) -> prometheus::Result<Vec<u8>> {
         let inner = &self.0;
+        inner.reserved.set(signed(admission.reserved_bytes()));
         let _one = inner.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         let totals = kv.totals();
         inner.allocated.set(signed(totals.allocated_bytes));

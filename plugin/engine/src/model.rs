@@ -141,6 +141,15 @@ pub async fn load(settings: &Settings) -> Result<Loaded, ModelError> {
             NonZeroUsize::new(settings.engine.max_running).unwrap_or(NonZeroUsize::MIN),
         ),
     };
+    let (tokens, context) = {
+        let pipeline = pipeline.lock().await;
+        let tokenizer = pipeline.tokenizer();
+        let tokens = move |text: &str| {
+            let encoded = tokenizer.as_ref()?.encode_fast(text, true).ok()?;
+            Some(encoded.get_ids().len())
+        };
+        (Arc::new(tokens), pipeline.get_metadata().max_seq_len)
+    };
     let mistralrs = MistralRsBuilder::new(pipeline, scheduler, false, None)
         .with_model_id(&id)
         .with_no_prefix_cache(!settings.engine.prefix_cache)
@@ -155,7 +164,12 @@ pub async fn load(settings: &Settings) -> Result<Loaded, ModelError> {
             id,
             reason: first_line(&format!("{err:#}")).to_owned(),
         })?;
-    Ok(Loaded { mistralrs, upstream })
+    Ok(Loaded {
+        mistralrs,
+        upstream,
+        tokens,
+        context,
+    })
 }
 
 fn pipeline(settings: &Settings) -> anyhow::Result<Loading> {

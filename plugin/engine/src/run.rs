@@ -20,7 +20,7 @@ use crate::config::{ConfigError, ModelKind, Settings};
 use crate::fields::FieldFault;
 use crate::model::{self, ModelError};
 use crate::state::{App, Phase, SetupError};
-use crate::{api, probe, serve as openai};
+use crate::{api, keeper, probe, serve as openai};
 
 /// What cancelled answers get to reach their clients.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -131,7 +131,7 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
         model::self_test(&name, &loaded.mistralrs, &app.kv).await?;
         let choice = app.classes.current("default", "class")?;
         let assign = |id| {
-            if let Err(refusal) = app.kv.assign(id, "default", choice.clone()) {
+            if let Err(refusal) = app.kv.assign(id, "default", choice.clone(), false) {
                 warn!("request {id}: {}", refusal.0.detail);
             }
         };
@@ -170,6 +170,7 @@ async fn run(settings: Settings) -> Result<(), RunError> {
             return Ok(());
         }
     }
+    let keeper = tokio::spawn(keeper::run(app.clone()));
     signals.next().await;
 
     info!(
@@ -177,6 +178,8 @@ async fn run(settings: Settings) -> Result<(), RunError> {
         app.settings.server.drain_seconds
     );
     app.set_phase(Phase::Stopping);
+    app.admission.stop();
+    keeper.abort();
     drop(stop);
     let closed = async { tokio::join!(openai, api) };
     tokio::pin!(closed);

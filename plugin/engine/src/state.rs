@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use mistralrs_core::MistralRs;
 use tokio::sync::watch;
 
+use crate::admission::Admission;
 use crate::classes::Classes;
 use crate::config::Settings;
 use crate::http::Refusal;
@@ -42,12 +43,19 @@ impl Phase {
     }
 }
 
+/// Counts a text's tokens; `None`: the model has no tokenizer for it.
+pub type TokenCount = Arc<dyn Fn(&str) -> Option<usize> + Send + Sync>;
+
 /// A loaded model.
 pub struct Loaded {
     /// The host engine.
     pub mistralrs: Arc<MistralRs>,
     /// Its own routes.
     pub upstream: axum::Router,
+    /// Counts a text's tokens.
+    pub tokens: TokenCount,
+    /// Tokens that the model can attend to.
+    pub context: usize,
 }
 
 /// Shared by all handlers.
@@ -55,9 +63,11 @@ pub struct App {
     /// As configured.
     pub settings: Settings,
     /// Classes and ladder.
-    pub classes: Classes,
+    pub classes: Arc<Classes>,
     /// The plugin.
     pub kv: Kv,
+    /// The gate in front of the engine.
+    pub admission: Arc<Admission>,
     /// The metrics.
     pub metrics: Metrics,
     loaded: OnceLock<Loaded>,
@@ -85,11 +95,12 @@ impl App {
     /// # Errors
     /// The plugin refused its settings.
     pub fn new(settings: Settings) -> Result<Arc<Self>, SetupError> {
-        let classes = Classes::new(&settings);
-        let metrics = Metrics::new(&classes.names())?;
+        let classes = Arc::new(Classes::new(&settings));
+        let metrics = Metrics::new(&classes.names(), classes.ladder())?;
         metrics.set_capacity(settings.kv.capacity_bytes);
         let kv = Kv::new(&settings, classes.current("default", "class.default")?, &metrics)?;
         Ok(Arc::new(Self {
+            admission: Admission::new(&settings, kv.clone(), classes.clone()),
             classes,
             kv,
             metrics,

@@ -10,7 +10,7 @@ use super::ledger::{Charge, Ledger};
 use crate::error::kernel;
 
 /// What the allocator holds for a block besides its rows: the struct and its two reference counts.
-const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
+pub(crate) const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
 
 /// Head dimensions of one KV head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -71,7 +71,7 @@ impl Drop for Charge {
 }
 
 /// Entries a column grows by: never by doubling, because what is reserved is what is reported.
-const GROW: usize = 64;
+pub(crate) const GROW: usize = 64;
 
 /// One value a kept row (a score, a position), growing in small exact steps.
 #[derive(Debug)]

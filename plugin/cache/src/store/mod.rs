@@ -10,8 +10,8 @@ use std::sync::Arc;
 use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Segment};
 
-pub(crate) use block::{Block, Dims, Pair};
-pub(crate) use ledger::{Column, Ledger};
+pub(crate) use block::{Block, Dims, HEADER, Pair};
+pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
 pub(crate) use rebuild::Rebuilt;
 
 /// Rows of a closed block at most. A header is then well under 1 % of a packed block's bytes, and a block
@@ -44,7 +44,7 @@ impl Targets {
         (self.residual / 4).max(16)
     }
 
-    fn tail_capacity(&self) -> usize {
+    pub(crate) fn tail_capacity(&self) -> usize {
         if self.packs() {
             self.residual + self.batch()
         } else {

@@ -116,6 +116,7 @@ pub(crate) fn assignment(policy: Policy) -> Assignment {
         class: "default".into(),
         level: None,
         policy,
+        own: false,
     }
 }
 

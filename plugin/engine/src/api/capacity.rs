@@ -18,7 +18,7 @@ pub(super) async fn get(State(app): State<Arc<App>>) -> Json<Capacity> {
     Json(Capacity {
         capacity_bytes: app.settings.kv.capacity_bytes,
         used_bytes,
-        reserved_bytes: 0,
+        reserved_bytes: app.admission.reserved_bytes(),
         queued_bytes,
         demanded_bytes: used_bytes + queued_bytes,
         uncompressed_bytes: sum(|class| class.uncompressed_bytes),

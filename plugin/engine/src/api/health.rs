@@ -26,7 +26,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Re
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    match app.metrics.render(&app.kv, &app.classes) {
+    match app.metrics.render(&app.kv, &app.classes, &app.admission) {
         Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(err) => Refusal::internal(err.to_string()).into_response(),
     }

@@ -45,6 +45,7 @@ pub(super) async fn patch(
     if let Some(fence) = &change.fence {
         app.classes.pass(fence)?;
     }
+    app.admission.retuned(id, &choice)?;
     let wait = Duration::from_millis(app.settings.api.apply_wait_ms);
     let report = app.kv.retune(id, choice, wait).await?;
     info!(

@@ -8,7 +8,7 @@ mod validate;
 
 pub use cinch_settings::ConfigError;
 pub use types::{
-    Api, Class, DType, Engine, Kv, Ladder, LadderFile, Level, Log, LogFormat, LogLevel, Metrics, Model,
-    ModelKind, Server, Settings, Switch,
+    Admission, Api, Class, DType, Engine, Kv, Ladder, LadderFile, Level, Log, LogFormat, LogLevel, Metrics,
+    Model, ModelKind, Server, Settings, Switch, Watermark,
 };
 pub use validate::is_class_name;

@@ -28,6 +28,12 @@ pub struct Settings {
     /// The KV cache.
     #[serde(default)]
     pub kv: Kv,
+    /// Who may run, and who waits.
+    #[serde(default)]
+    pub admission: Admission,
+    /// When running requests are tightened without being asked.
+    #[serde(default)]
+    pub watermark: Watermark,
     /// What is measured beyond the counts.
     #[serde(default)]
     pub metrics: Metrics,
@@ -204,7 +210,7 @@ pub enum Switch {
 pub struct Kv {
     /// Whether the plugin manages the cache; off is mistral.rs as it comes.
     pub plugin: Switch,
-    /// Bytes that live requests' caches are meant to stay within.
+    /// Bytes that live requests' caches stay within.
     pub capacity_bytes: u64,
     /// Bytes that finished prefixes may hold.
     pub prefix_cache_bytes: u64,
@@ -216,6 +222,50 @@ impl Default for Kv {
             plugin: Switch::On,
             capacity_bytes: 2 << 30,
             prefix_cache_bytes: 256 << 20,
+        }
+    }
+}
+
+/// Who may run, and who waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admission {
+    /// Requests that may wait for room in the KV cache.
+    pub max_queue: usize,
+    /// Seconds one may wait.
+    pub max_wait_seconds: u64,
+    /// Tokens a request may generate that does not say how many.
+    pub default_max_tokens: usize,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            max_queue: 64,
+            max_wait_seconds: 600,
+            default_max_tokens: 1024,
+        }
+    }
+}
+
+/// When running requests are tightened without being asked. Fractions of the KV capacity.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watermark {
+    /// Whether it acts.
+    pub enabled: bool,
+    /// It acts over this.
+    pub high: f64,
+    /// And brings what is held under this.
+    pub low: f64,
+}
+
+impl Default for Watermark {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            high: 0.95,
+            low: 0.85,
         }
     }
 }

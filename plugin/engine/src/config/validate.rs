@@ -41,6 +41,27 @@ pub(super) fn validate(settings: &Settings) -> Result<(), FieldFault> {
         0,
         1 << 44,
     )?;
+    let admission = &settings.admission;
+    range("admission.max_queue", admission.max_queue, 1, 100_000)?;
+    range(
+        "admission.max_wait_seconds",
+        admission.max_wait_seconds,
+        1,
+        86_400,
+    )?;
+    range(
+        "admission.default_max_tokens",
+        admission.default_max_tokens,
+        1,
+        1 << 20,
+    )?;
+    let watermark = &settings.watermark;
+    range("watermark.high", watermark.high, 0.1, 1.0)?;
+    range("watermark.low", watermark.low, 0.05, 1.0)?;
+    if watermark.low >= watermark.high {
+        let allowed = format!("under {} (watermark.high)", watermark.high);
+        return Err(FieldFault::new("watermark.low", watermark.low, allowed));
+    }
     range(
         "metrics.error_every_layers",
         settings.metrics.error_every_layers,

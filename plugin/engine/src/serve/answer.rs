@@ -34,12 +34,7 @@ async fn whole(flight: Flight, mut answers: Receiver<EngineResponse>) -> Respons
             Json(body).into_response()
         }
         Some(Message::Failed(refusal)) => {
-            let outcome = if refusal.status().is_client_error() {
-                Outcome::Rejected
-            } else {
-                Outcome::Error
-            };
-            flight.end(outcome);
+            flight.end(Outcome::of(&refusal));
             refuse(refusal)
         }
         Some(Message::Chunk { .. }) => {
@@ -98,14 +93,14 @@ mod tests {
     }
 
     fn text(app: &crate::state::App) -> String {
-        String::from_utf8(app.metrics.render(&app.kv, &app.classes).unwrap()).unwrap()
+        String::from_utf8(app.metrics.render(&app.kv, &app.classes, &app.admission).unwrap()).unwrap()
     }
 
     #[tokio::test]
     async fn an_answer_carries_what_it_was_served_with() {
         let app = app(&[]);
         let choice = app.classes.current("default", "class").unwrap();
-        app.kv.assign(9, "default", choice).unwrap();
+        app.kv.assign(9, "default", choice, false).unwrap();
         let arrival = Instant::now() - std::time::Duration::from_millis(900);
         let flight = Flight::begin(app.clone(), 9, "default".into(), arrival, 1);
         let (sender, answers) = channel(1);

@@ -7,6 +7,7 @@ use cinch_protocol::ServedWith;
 use mistralrs_core::Usage;
 use serde_json::Value;
 
+use crate::admission::Place;
 use crate::metrics::Outcome;
 use crate::model;
 use crate::state::App;
@@ -18,6 +19,8 @@ pub(super) struct Flight {
     pub(super) class: String,
     pub(super) choices: usize,
     arrival: Instant,
+    /// Where it was admitted; none where nobody waits to be.
+    place: Option<Place>,
     /// Of the first and the last chunk that streamed, and their number.
     chunks: Option<(Instant, Instant, u32)>,
     outcome: Outcome,
@@ -32,9 +35,18 @@ impl Flight {
             class,
             choices,
             arrival,
+            place: None,
             chunks: None,
             outcome: Outcome::Canceled,
         }
+    }
+
+    /// Its turn came.
+    pub(super) fn admitted(&mut self, place: Place) {
+        self.app
+            .metrics
+            .waited(&self.class, self.arrival.elapsed().as_secs_f64());
+        self.place = Some(place);
     }
 
     /// Gives an answer the name clients asked for: mistral.rs puts the model's folder there.
@@ -91,6 +103,8 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.app.kv.finish(self.id);
+        // After that: who is admitted in its place must not be measured beside it.
+        self.place.take();
         self.app.metrics.end(&self.class, self.outcome);
     }
 }

@@ -8,6 +8,7 @@ mod chat;
 mod completions;
 mod flight;
 mod outcome;
+mod size;
 mod stream;
 mod wish;
 
@@ -20,17 +21,19 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, post};
-use mistralrs_core::MistralRs;
+use mistralrs_core::{MistralRs, NormalRequest};
 use mistralrs_server_core::handler_core::{create_response_channel, send_request_with_model};
 use mistralrs_server_core::util::validate_model_name;
 use serde_json::Value;
 use tower::ServiceExt;
 
+use crate::admission::Demand;
 use crate::fields::FieldFault;
 use crate::http::{OpenAiRefusal, Received, Refusal, json, received};
 use crate::metrics::Outcome;
 use crate::state::App;
 use flight::Flight;
+use size::{Prompt, new_tokens};
 use wish::Wish;
 
 /// Names the class of a request.
@@ -146,30 +149,44 @@ impl Incoming {
         }
     }
 
-    /// Assigns the policy, sends the request on and answers as it asked to be answered.
+    /// Waits for room, sends the request on and answers as it asked to be answered.
     async fn run(self, parsed: Parsed) -> Result<Response, Rejected> {
         let Parsed {
-            request,
+            mut request,
             streaming,
             model,
             answers,
         } = parsed;
-        let mistralrs_core::Request::Normal(normal) = &request else {
+        let mistralrs_core::Request::Normal(normal) = &mut request else {
             return Err(self.rejected(Refusal::internal(
                 "the host engine made no completion of this request",
             )));
         };
         let id = normal.id;
-        let kv = &self.app.kv;
-        let assigned = kv.assign(id, &self.wish.class, self.wish.choice.clone());
-        assigned.map_err(|refusal| self.rejected(refusal))?;
-        let flight = Flight::begin(
+        let demand = match self.app.kv.on() {
+            true => Some(
+                self.demand(normal)
+                    .await
+                    .map_err(|refusal| self.rejected(refusal))?,
+            ),
+            false => None,
+        };
+        let mut flight = Flight::begin(
             self.app.clone(),
             id,
             self.wish.class.clone(),
             self.arrival,
             self.choices,
         );
+        if let Some(demand) = demand {
+            match self.app.admission.enter(id, demand).await {
+                Ok(place) => flight.admitted(place),
+                Err(refusal) => {
+                    flight.end(Outcome::of(&refusal));
+                    return Ok(OpenAiRefusal(refusal).into_response());
+                }
+            }
+        }
         if let Err(err) = send_request_with_model(&self.mistralrs, request, model.as_deref()).await {
             flight.end(Outcome::Error);
             return Ok(OpenAiRefusal(Refusal::internal(format!("{err:#}"))).into_response());
@@ -182,6 +199,29 @@ impl Incoming {
         let name = HeaderName::from_static(REQUEST_HEADER);
         response.headers_mut().insert(name, HeaderValue::from(id));
         Ok(response)
+    }
+}
+
+impl Incoming {
+    /// What the request may come to hold, and makes that true: from here on it generates no more tokens.
+    async fn demand(&self, normal: &mut NormalRequest) -> Result<Demand, Refusal> {
+        let loaded = self.app.engine()?;
+        let prompt = Prompt::of(normal, &self.body);
+        let tokens = loaded.tokens.clone();
+        let counted = tokio::task::spawn_blocking(move || prompt.tokens(&tokens)).await;
+        let counted = counted.map_err(|err| Refusal::internal(err.to_string()))?;
+        let default = self.app.settings.admission.default_max_tokens;
+        let asked = normal.sampling_params.max_len;
+        let new_tokens = new_tokens(asked, default, counted, loaded.context);
+        normal.sampling_params.max_len = Some(new_tokens);
+        Ok(Demand {
+            class: self.wish.class.clone(),
+            own: self.wish.own.then(|| self.wish.choice.clone()),
+            // The engine refuses a longer one.
+            prompt_tokens: counted.min(loaded.context),
+            new_tokens,
+            choices: self.choices,
+        })
     }
 }
 
@@ -279,6 +319,9 @@ fn only_text(body: &Value) -> Result<(), FieldFault> {
 }
 
 #[cfg(test)]
+pub(crate) use tests::app as tests_app;
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
@@ -286,7 +329,7 @@ mod tests {
     use crate::config::Settings;
 
     /// As `configs/engine.toml` has it; no model.
-    pub(super) fn app(overrides: &[&str]) -> Arc<App> {
+    pub(crate) fn app(overrides: &[&str]) -> Arc<App> {
         let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/engine.toml");
         App::new(Settings::load(file.as_ref(), &overrides).unwrap()).unwrap()

@@ -105,12 +105,7 @@ impl Pump {
 
     fn fail(&mut self, refusal: &Refusal) {
         self.pending.push_back(refusal.openai().to_string());
-        let outcome = match refusal.status() {
-            status if status.is_client_error() => Outcome::Rejected,
-            status if status == axum::http::StatusCode::SERVICE_UNAVAILABLE => Outcome::Canceled,
-            _ => Outcome::Error,
-        };
-        self.end(outcome);
+        self.end(Outcome::of(refusal));
     }
 
     fn end(&mut self, outcome: Outcome) {
@@ -170,7 +165,7 @@ mod tests {
     fn begin(id: usize, choices: usize) -> (Arc<App>, Sender<EngineResponse>, Response) {
         let app = app(&[]);
         let choice = app.classes.current("batch", "class").unwrap();
-        app.kv.assign(id, "batch", choice).unwrap();
+        app.kv.assign(id, "batch", choice, false).unwrap();
         let flight = Flight::begin(app.clone(), id, "batch".into(), Instant::now(), choices);
         let (sender, answers) = channel(16);
         (app, sender, respond(flight, answers))
@@ -186,7 +181,8 @@ mod tests {
     }
 
     fn count(app: &App, series: &str) -> String {
-        let text = String::from_utf8(app.metrics.render(&app.kv, &app.classes).unwrap()).unwrap();
+        let text =
+            String::from_utf8(app.metrics.render(&app.kv, &app.classes, &app.admission).unwrap()).unwrap();
         let line = text
             .lines()
             .find(|line| line.starts_with(series))

@@ -30,7 +30,10 @@ struct Asked {
 #[derive(Debug, PartialEq)]
 pub(super) struct Wish {
     pub(super) class: String,
+    /// The class's, or what the request asked for.
     pub(super) choice: Choice,
+    /// Whether the request asked for it.
+    pub(super) own: bool,
 }
 
 impl Wish {
@@ -62,21 +65,19 @@ impl Wish {
         };
         let of_class = app.classes.current(class, field)?;
         let class = class.to_owned();
-        let choice = match asked {
+        let (choice, own) = match asked {
             Some(Asked { policy, level, .. }) if policy.is_some() || level.is_some() => {
                 app.kv.require_on()?;
-                {
-                    let change = PolicyChange {
-                        policy,
-                        level,
-                        ..PolicyChange::default()
-                    };
-                    app.classes.resolve(&change, FIELD)?
-                }
+                let change = PolicyChange {
+                    policy,
+                    level,
+                    ..PolicyChange::default()
+                };
+                (app.classes.resolve(&change, FIELD)?, true)
             }
-            _ => of_class,
+            _ => (of_class, false),
         };
-        Ok(Self { class, choice })
+        Ok(Self { class, choice, own })
     }
 }
 

@@ -98,7 +98,18 @@ async fn openapi_schemas_are_the_wire_types() {
     let capacity = call(&router, "GET", "/v1/capacity", "").await.json();
     assert_eq!(schema("Capacity"), keys(&capacity));
     assert_eq!(schema("ClassCapacity"), keys(&capacity["classes"][0]));
-    let problem = call(&router, "GET", "/v1/policies/none", "").await.json();
+    let mut problem = call(&router, "GET", "/v1/policies/none", "").await.json();
+    let overload = cinch_protocol::Overload {
+        queue_length: 1,
+        max_queue: 1,
+        need_bytes: 1,
+        reserved_bytes: 1,
+        demanded_bytes: 1,
+        capacity_bytes: 1,
+        retry_after_seconds: 1,
+    };
+    problem["overload"] = serde_json::to_value(overload).unwrap();
+    assert_eq!(schema("Overload"), keys(&problem["overload"]));
     assert_eq!(schema("Problem"), keys(&problem));
 }
 
@@ -445,7 +456,7 @@ async fn a_finished_request_is_a_conflict() {
     let app = app(&[]);
     let router = router(app.clone());
     let choice = app.classes.current("default", "class").unwrap();
-    app.kv.assign(41, "default", choice).unwrap();
+    app.kv.assign(41, "default", choice, false).unwrap();
     let live = call(&router, "GET", "/v1/requests", "").await.json();
     assert_eq!(live["requests"][0]["id"], 41);
     assert_eq!(live["requests"][0]["state"], "queued");

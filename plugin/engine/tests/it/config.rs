@@ -99,6 +99,7 @@ fn defaults_in_code_and_file_agree() {
         (bare.engine, bare.kv, bare.metrics),
         (file.engine, file.kv, file.metrics)
     );
+    assert_eq!((bare.admission, bare.watermark), (file.admission, file.watermark));
     assert_eq!(bare.model.dtype, file.model.dtype);
 }
 
@@ -158,6 +159,34 @@ fn wrong_values_are_named_with_what_is_allowed() {
         (
             "engine.max_running=0",
             "field `engine.max_running`: given 0, allowed 1 to 256",
+        ),
+        (
+            "admission.max_queue=0",
+            "field `admission.max_queue`: given 0, allowed 1 to 100000",
+        ),
+        (
+            "admission.max_wait_seconds=0",
+            "field `admission.max_wait_seconds`: given 0, allowed 1 to 86400",
+        ),
+        (
+            "admission.default_max_tokens=0",
+            "field `admission.default_max_tokens`: given 0, allowed 1 to 1048576",
+        ),
+        (
+            "watermark.high=1.5",
+            "field `watermark.high`: given 1.5, allowed 0.1 to 1",
+        ),
+        (
+            "watermark.low=0.95",
+            "field `watermark.low`: given 0.95, allowed under 0.95 (watermark.high)",
+        ),
+        (
+            "watermark.low=0.01",
+            "field `watermark.low`: given 0.01, allowed 0.05 to 1",
+        ),
+        (
+            "watermark.enabled=perhaps",
+            "field `watermark.enabled`: given \"perhaps\", allowed a boolean",
         ),
         (
             "engine.prefix_cache=1",

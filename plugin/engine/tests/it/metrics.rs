@@ -5,7 +5,7 @@ use cinch_engine::api::router;
 use cinch_engine::metrics::Outcome;
 
 /// Name, type, and whether it has a `class` label.
-const METRICS: [(&str, &str, bool); 29] = [
+const METRICS: [(&str, &str, bool); 35] = [
     ("cinch_build_info", "gauge", false),
     ("cinch_ready", "gauge", false),
     ("cinch_kv_bytes", "gauge", true),
@@ -26,6 +26,12 @@ const METRICS: [(&str, &str, bool); 29] = [
     ("cinch_prefix_cache_entries", "gauge", false),
     ("cinch_prefix_cache_hits_total", "counter", false),
     ("cinch_prefix_cache_misses_total", "counter", false),
+    ("cinch_kv_reserved_bytes", "gauge", false),
+    ("cinch_memory_limit_bytes", "gauge", false),
+    ("cinch_watermark_active", "gauge", false),
+    ("cinch_watermark_retunes_total", "counter", false),
+    ("cinch_admission_waited_seconds", "histogram", true),
+    ("cinch_ladder_bytes_ratio", "gauge", false),
     ("cinch_class_level", "gauge", true),
     ("cinch_lease_expired_total", "counter", true),
     ("cinch_stale_writes_total", "counter", false),
@@ -83,7 +89,7 @@ async fn queues_and_outcomes_are_counted() {
     let app = app(&[]);
     let router = router(app.clone());
     let choice = app.classes.current("batch", "class").unwrap();
-    app.kv.assign(5, "batch", choice.clone()).unwrap();
+    app.kv.assign(5, "batch", choice.clone(), false).unwrap();
     app.metrics.begin("batch");
     let text = call(&router, "GET", "/metrics", "").await.text;
     assert!(

@@ -1,0 +1,50 @@
+//! The most a sequence can hold: what admission reserves before a request runs. Structural, not measured: every
+//! block, column and header that the stores may open, at the worst moment between two compactions.
+
+use candle_core::DType;
+use cinch_hooks::LayerShape;
+
+use crate::plan::Plan;
+use crate::store::{BLOCK_ROWS, COLUMN_ROWS, Dims, HEADER, Pair};
+
+/// Bytes of one layer's K and V of `tokens` tokens in f16.
+pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
+    shape.kv_heads * (shape.k_dim + shape.v_dim) * 2 * tokens
+}
+
+/// Most bytes that one layer holds of a sequence that has come to `tokens` tokens under `plan` alone.
+pub(crate) fn layer(shape: &LayerShape, plan: &Plan, dtype: DType, tokens: usize) -> usize {
+    let targets = plan.targets(dtype);
+    let dims = Dims {
+        k: shape.k_dim,
+        v: shape.v_dim,
+    };
+    let row = |pair: Pair| pair.k.row_bytes(dims.k) + pair.v.row_bytes(dims.v);
+    // Between two evictions rows gather that the next one drops.
+    let kept = match (plan.budget(tokens), plan.interval()) {
+        (Some((_, budget)), Some(interval)) => (budget.total + interval).min(tokens),
+        _ => tokens,
+    };
+    // Rows in full precision, and room that was opened for rows to come: a window that is about to be packed
+    // and the block behind it.
+    let (full, packed, blocks) = if targets.packs() {
+        let full = targets.sinks.min(kept) + 2 * targets.tail_capacity();
+        (
+            full,
+            kept.saturating_sub(targets.residual + targets.sinks.min(kept)),
+            kept.div_ceil(BLOCK_ROWS) * 2 + 4,
+        )
+    } else {
+        let rows = targets.tail_capacity();
+        (kept + rows, 0, kept.div_ceil(rows) + 1)
+    };
+    let rows = full * row(Pair::both(targets.store)) + packed * row(targets.packed);
+    let column = (kept + COLUMN_ROWS) * size_of::<f32>();
+    let positions = if plan.interval().is_some() { column } else { 0 };
+    let (own, shared) = if plan.head_scores() {
+        (column, 0)
+    } else {
+        (0, column)
+    };
+    shape.kv_heads * (rows + blocks * HEADER + positions + own) + shared
+}

@@ -1,0 +1,60 @@
+//! What admission reserves against what sequences come to hold: never less, and not much more.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+mod common;
+
+use common::matrix::each;
+use common::*;
+
+const MODEL: Model = Model {
+    layers: 2,
+    kv_heads: 2,
+    group: 1,
+    k_dim: 64,
+    v_dim: 64,
+};
+
+#[test]
+fn no_sequence_holds_more_than_the_bound_at_any_step() {
+    each(|name, policy| {
+        for prompt in [1, 17, 63, 64, 200, 700] {
+            let plugin = plugin(policy.clone());
+            let mut seq = [open(&plugin, &MODEL, 1, 5)];
+            for fresh in std::iter::once(prompt).chain([1; 150]) {
+                drop(step(&plugin, &MODEL, &mut seq, fresh));
+                let (held, seen) = (seq[0].cache.bytes(), seq[0].seen);
+                let most = plugin.most_bytes(policy, seen).unwrap();
+                assert!(
+                    held <= most,
+                    "{name}: {held} held of {most} after {prompt} + {} tokens",
+                    seen - prompt
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn the_bound_of_a_long_sequence_is_near() {
+    each(|name, policy| {
+        let plugin = plugin(policy.clone());
+        let mut seq = [open(&plugin, &MODEL, 1, 5)];
+        drop(step(&plugin, &MODEL, &mut seq, 3000));
+        let (held, most) = (seq[0].cache.bytes(), plugin.most_bytes(policy, 3000).unwrap());
+        println!("{name}: {held} of {most}, {:.3}", most as f64 / held as f64);
+        assert!(
+            (most as f64) < 1.25 * held as f64,
+            "{name}: {held} held, bound {most}"
+        );
+    });
+}
+
+#[test]
+fn nothing_is_said_before_a_model_is_known() {
+    let plugin = plugin(policy("{}"));
+    assert_eq!(plugin.most_bytes(&policy("{}"), 100), None);
+    assert_eq!(plugin.prefill_bytes(100), None);
+    let seq = open(&plugin, &MODEL, 1, 5);
+    assert_eq!(plugin.prefill_bytes(100), Some(100 * 2 * 128 * 2));
+    drop(seq);
+}

@@ -308,9 +308,9 @@ fn latency_counts_only_with_samples_and_where_memory_is_a_cause() {
         ..ClassBounds::default()
     };
     for (ttft, samples, demand, moved) in [
-        (2.0, 50.0, 0.7, true),
-        (2.0, 10.0, 0.7, false),
-        (1.05, 50.0, 0.7, false),
+        (2.0, 50.0, 0.75, true),
+        (2.0, 10.0, 0.75, false),
+        (1.05, 50.0, 0.75, false),
         (2.0, 50.0, 0.3, false),
     ] {
         let mut bench = Bench::new().bounds(slo.clone());

@@ -1,38 +1,7 @@
 //! Every number of the law, with its range. Ratios are of capacity unless said otherwise; times are seconds.
 
-use std::fmt;
-
+use cinch_settings::FieldFault;
 use serde::{Deserialize, Serialize};
-
-/// A setting out of its range.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("field `{field}`: given {given}, allowed {allowed}")]
-pub struct ConfigFault {
-    /// Dotted path.
-    pub field: String,
-    /// What was given.
-    pub given: String,
-    /// What is allowed.
-    pub allowed: String,
-}
-
-impl ConfigFault {
-    /// A fault of `field`.
-    pub fn new(field: impl Into<String>, given: impl fmt::Display, allowed: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            given: given.to_string(),
-            allowed: allowed.into(),
-        }
-    }
-
-    /// The same fault of a value that lies at `prefix` in a larger one.
-    #[must_use]
-    pub fn within(mut self, prefix: &str) -> Self {
-        self.field = format!("{prefix}.{}", self.field);
-        self
-    }
-}
 
 /// The law's numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -120,13 +89,13 @@ impl LawConfig {
     ///
     /// # Errors
     /// The first one out of range.
-    pub fn validate(&self) -> Result<(), ConfigFault> {
+    pub fn validate(&self) -> Result<(), FieldFault> {
         let range = |field: &str, given: f64, low: f64, high: f64| {
             // Written so that NaN is out of range.
             if given >= low && given <= high {
                 Ok(())
             } else {
-                Err(ConfigFault::new(field, given, format!("{low} to {high}")))
+                Err(FieldFault::new(field, given, format!("{low} to {high}")))
             }
         };
         range("up", self.up, 0.1, 1.0)?;
@@ -190,13 +159,13 @@ impl ClassBounds {
     ///
     /// # Errors
     /// The first one out of range.
-    pub fn validate(&self) -> Result<(), ConfigFault> {
+    pub fn validate(&self) -> Result<(), FieldFault> {
         if let Some(most) = self.max_level.filter(|most| *most < self.min_level) {
             let allowed = format!("{} (min_level) or more", self.min_level);
-            return Err(ConfigFault::new("max_level", most, allowed));
+            return Err(FieldFault::new("max_level", most, allowed));
         }
         if self.rank > 100 {
-            return Err(ConfigFault::new("rank", self.rank, "0 to 100"));
+            return Err(FieldFault::new("rank", self.rank, "0 to 100"));
         }
         for (field, given, low, high) in [
             ("ttft_slo", self.ttft_slo, 0.001, 3600.0),
@@ -204,7 +173,7 @@ impl ClassBounds {
             ("error_floor", self.error_floor, 0.0001, 10.0),
         ] {
             if let Some(given) = given.filter(|given| !(*given >= low && *given <= high)) {
-                return Err(ConfigFault::new(field, given, format!("{low} to {high}")));
+                return Err(FieldFault::new(field, given, format!("{low} to {high}")));
             }
         }
         Ok(())

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 
 use super::types::{KvMemory, ProcessMemory, Reading};
 
+/// What the measured byte ratios may be off by; the gap between `up` and `down` bears as much.
+const RATIO_ERROR: f64 = 0.21;
+
 /// Fresh KV memory, checked.
 #[derive(Debug, Clone)]
 pub(super) struct Demand<'a> {
@@ -51,6 +54,17 @@ impl<'a> Demand<'a> {
     /// Bytes held, of capacity.
     pub(super) fn usage(&self) -> f64 {
         self.memory.classes.values().map(|class| class.used).sum::<f64>() / self.memory.capacity
+    }
+
+    /// Whether what is held is what the levels make of it. Requests that have not followed their class yet, or are not
+    /// to, hold more; a further level would not change that.
+    pub(super) fn follows(&self, levels: &BTreeMap<String, u32>) -> bool {
+        let all = self.memory.classes.iter();
+        let bytes = all.map(|(name, class)| match levels.get(name) {
+            Some(level) => class.uncompressed * self.ratio(*level),
+            None => class.used,
+        });
+        self.usage() <= bytes.sum::<f64>() / self.memory.capacity * (1.0 + RATIO_ERROR)
     }
 
     /// Whether a class asks for anything.

@@ -15,7 +15,7 @@ mod types;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use config::{ClassBounds, ConfigFault, LawConfig};
+pub use config::{ClassBounds, LawConfig};
 pub use state::State;
 pub use types::{
     ClassMemory, Condition, ConditionKind, Decision, FRESH, Inputs, KvMemory, LOST, LOST_FAILURES, Latency,

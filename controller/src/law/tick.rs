@@ -204,15 +204,18 @@ impl<'a> Tick<'a> {
         if let Some(demand) = self.demand.clone() {
             let (projected, usage) = (demand.at(&self.levels), demand.usage());
             let full = self.state.full_in(self.now, usage);
+            let follows = demand.follows(&self.levels);
             if projected > 1.0 {
                 // What waits refills whatever is freed: a demand over the capacity is a full cache ahead.
                 critical = Some((
                     2,
                     format!("demand {:.0} % of capacity at these levels", projected * 100.0),
                 ));
-            } else if usage > config.critical {
+            } else if usage > config.critical && follows {
                 critical = Some((1, format!("{:.0} % of capacity held", usage * 100.0)));
-            } else if let Some(full) = full.filter(|full| *full < config.full_within && usage > config.down) {
+            } else if let Some(full) =
+                full.filter(|full| *full < config.full_within && usage > config.down && follows)
+            {
                 critical = Some((
                     2,
                     format!("full in {full:.0} s at this rate, {:.0} % held", usage * 100.0),
@@ -236,7 +239,8 @@ impl<'a> Tick<'a> {
                 ));
             }
             let waiting = demand.waiting(None);
-            let queued = waiting > config.queue && usage > config.queue_usage;
+            // A queue while demand would fit one level lower is not for lack of memory.
+            let queued = waiting > config.queue && usage > config.queue_usage && projected > config.down;
             if self.state.queue.add(queued) && up.is_none() {
                 up = self.caused(
                     Cause::Queue,
@@ -321,7 +325,8 @@ impl<'a> Tick<'a> {
             };
             let worst = over("first token", value.ttft_p95, value.ttft_samples, bounds.ttft_slo)
                 .or_else(|| over("next token", value.itl_p95, value.itl_samples, bounds.itl_slo));
-            let memory = demand.waiting(Some(&class)) > 0.0 || demand.usage() > self.config.queue_usage;
+            let memory = (demand.waiting(Some(&class)) > 0.0 || demand.usage() > self.config.queue_usage)
+                && demand.at(&self.before) > self.config.down;
             let (now, cooldown, share) = (self.now, self.config.up_cooldown, self.config.effect);
             let (ceiling, level, warming_up) = (self.ceiling(&class), self.levels[&class], self.warming_up());
             let state = self.class(&class);
@@ -361,7 +366,11 @@ impl<'a> Tick<'a> {
             .collect();
         names.sort_by(|a, b| b.cmp(a));
         let since_down = self.state.last_down.map_or(f64::INFINITY, |at| now - at);
-        let quiet = self.moves.is_empty() && since_down >= config.down_cooldown && !self.warming_up();
+        // What process memory has tightened is not loosened into the same corner.
+        let roomy = demand::process(&self.inputs.process)
+            .is_none_or(|share| share <= config.process * config.down / config.up);
+        let quiet =
+            roomy && self.moves.is_empty() && since_down >= config.down_cooldown && !self.warming_up();
         for (_, class) in names {
             let least = self.bounds(&class).min_level;
             let recommended = demand.recommended(&self.levels, &class, config.down).max(least);

@@ -162,6 +162,33 @@ pub enum Phase {
     Frozen,
 }
 
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Init,
+        Self::Steady,
+        Self::Rising,
+        Self::Releasing,
+        Self::Guarded,
+        Self::Fallback,
+        Self::Frozen,
+    ];
+
+    /// The name that metrics and answers carry.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Steady => "steady",
+            Self::Rising => "rising",
+            Self::Releasing => "releasing",
+            Self::Guarded => "guarded",
+            Self::Fallback => "fallback",
+            Self::Frozen => "frozen",
+        }
+    }
+}
+
 /// Something an operator should know, true as long as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Condition {

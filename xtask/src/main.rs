@@ -6,6 +6,7 @@
 
 mod bench;
 mod ci;
+mod controller;
 mod digest;
 mod engine;
 mod model;

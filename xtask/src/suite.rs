@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::process::{self, cargo};
 use crate::step::Step;
 use crate::workspace::Workspace;
-use crate::{engine, model, text};
+use crate::{controller, engine, model, text};
 
 /// The package whose integration tests drive the real engine.
 const END_TO_END: &str = "cinch-tests";
@@ -29,10 +29,12 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
     process::run(cargo(workspace, &workspace.engine()).args(["test", "--release"]))?;
     step.done("the engine's tests pass");
 
+    let controller = controller::build(workspace)?;
     let gguf = model::ready(workspace)?;
     let text = text::ready(workspace)?;
     let step = Step::start("Testing end to end");
-    process::run(&mut end_to_end(workspace, &binary, &gguf, &text))?;
+    let mut tests = end_to_end(workspace, &binary, &gguf, &text);
+    process::run(tests.env("CINCH_CONTROLLER_BIN", &controller))?;
     step.done("the end-to-end tests pass");
     Ok(())
 }

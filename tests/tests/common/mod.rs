@@ -74,7 +74,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(overrides: &[&str]) -> Self {
-        let (port, api_port) = (free_port(), free_port());
+        Self::start_at(free_port(), free_port(), overrides)
+    }
+
+    /// On these ports: where another process was before.
+    pub(crate) fn start_at(port: u16, api_port: u16, overrides: &[&str]) -> Self {
         let child = cinch("serve", overrides)
             .args(["--set", &format!("server.listen=127.0.0.1:{port}")])
             .args(["--set", &format!("api.listen=127.0.0.1:{api_port}")])
@@ -101,6 +105,12 @@ impl Server {
             std::thread::sleep(Duration::from_millis(100));
         }
         server
+    }
+
+    /// The ports it listens on.
+    pub(crate) fn ports(&self) -> (u16, u16) {
+        let port = |url: &str| url.rsplit_once(':').unwrap().1.parse().unwrap();
+        (port(&self.openai), port(&self.api))
     }
 
     pub(crate) fn get(&self, path: &str) -> Value {
@@ -206,6 +216,90 @@ impl Server {
 }
 
 impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended_before = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A controller of one engine; killed when dropped.
+pub(crate) struct Controller {
+    child: Child,
+    url: String,
+}
+
+impl Controller {
+    pub(crate) fn start(server: &Server, mode: &str, overrides: &[&str]) -> Self {
+        let url = format!("127.0.0.1:{}", free_port());
+        let mut command = Command::new(env("CINCH_CONTROLLER_BIN"));
+        command
+            .args(["run", "--config"])
+            .arg(root().join("configs/controller.toml"))
+            .args([
+                "--set",
+                &format!("listen={url}"),
+                "--set",
+                &format!("mode={mode}"),
+            ])
+            .args([
+                "--set",
+                &format!("engine=[{{name=\"local\",url=\"{}\"}}]", server.api),
+            ]);
+        for change in overrides {
+            command.args(["--set", change]);
+        }
+        let controller = Self {
+            child: command.stdin(Stdio::null()).spawn().unwrap(),
+            url: format!("http://{url}"),
+        };
+        let start = Instant::now();
+        while ureq::get(format!("{}/healthz", controller.url)).call().is_err() {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "the controller does not answer"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        controller
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Value {
+        let mut answer = ureq::get(format!("{}{path}", self.url)).call().unwrap();
+        answer.body_mut().read_json().unwrap()
+    }
+
+    /// Whether a condition of this kind holds.
+    pub(crate) fn condition(&self, kind: &str) -> bool {
+        let status = self.get("/v1/status");
+        let all = status["engines"][0]["conditions"].as_array().cloned();
+        all.unwrap_or_default()
+            .iter()
+            .any(|condition| condition["kind"] == kind)
+    }
+
+    /// The sum of a metric's series.
+    pub(crate) fn sum(&self, metric: &str) -> f64 {
+        let mut answer = ureq::get(format!("{}/metrics", self.url)).call().unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        let series = text.lines().filter_map(|line| line.strip_prefix(metric));
+        let values = series.filter(|rest| rest.starts_with(['{', ' ']));
+        values
+            .map(|rest| rest.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+            .sum()
+    }
+
+    /// SIGKILL: no chance to say goodbye.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Controller {
     fn drop(&mut self) {
         let _ended_before = self.child.kill();
         let _reaped = self.child.wait();

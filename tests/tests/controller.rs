@@ -1,0 +1,190 @@
+//! The loop closed on real parts: an engine with little KV memory, more load than fits, and a controller.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Controller, Server, text};
+use serde_json::{Value, json};
+
+/// f16 bytes of a token: 30 layers, 3 KV heads, K and V of 64.
+const TOKEN_BYTES: u64 = 30 * 3 * (64 + 64) * 2;
+/// About the tokens of a request below, prompt and answer.
+const REQUEST_TOKENS: u64 = 700;
+/// Requests of the load; a quarter of them fits at level 0.
+const REQUESTS: usize = 8;
+
+fn engine(overrides: &[&str]) -> Server {
+    // A tenth more than two whole requests: blocks are whole, and a prompt may be some tokens longer.
+    let capacity = format!("kv.capacity_bytes={}", 2 * REQUEST_TOKENS * TOKEN_BYTES * 11 / 10);
+    let mut all = vec![&*capacity, "engine.prefix_cache=false", "watermark.enabled=false"];
+    all.extend_from_slice(overrides);
+    Server::start(&all)
+}
+
+fn prompt(i: usize) -> String {
+    let words: Vec<String> = text().split_whitespace().map(str::to_owned).collect();
+    let start = 5_000 + i * 9_000;
+    words[start..start + 470].join(" ")
+}
+
+/// Sends the load at once; answers with each request's status and body, and the most KV bytes seen.
+fn load(server: &Server) -> (Vec<(u16, Value)>, u64) {
+    let most = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let used = server.get("/v1/capacity")["used_bytes"].as_u64().unwrap();
+                most.fetch_max(used, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let clients: Vec<_> = (0..REQUESTS)
+            .map(|i| {
+                let body =
+                    json!({"model": "default", "prompt": prompt(i), "max_tokens": 48, "temperature": 0.0});
+                scope.spawn(move || server.complete(&[], &body))
+            })
+            .collect();
+        let answers = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        done.store(true, Ordering::Relaxed);
+        (answers, most.load(Ordering::Relaxed))
+    })
+}
+
+/// Waits for `check` to hold.
+fn wait_for(what: &str, most: Duration, mut check: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !check() {
+        assert!(start.elapsed() < most, "{what}: not within {most:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    start.elapsed()
+}
+
+fn level(server: &Server) -> u64 {
+    server.get("/v1/policies/default")["level"].as_u64().unwrap()
+}
+
+fn moves(controller: &Controller) -> Vec<(u64, u64)> {
+    let decisions = controller.get("/v1/decisions?limit=1000");
+    let all = decisions["decisions"].as_array().unwrap();
+    all.iter()
+        .flat_map(|entry| entry["decision"]["moves"].as_array().unwrap().clone())
+        .map(|entry| (entry["from"].as_u64().unwrap(), entry["to"].as_u64().unwrap()))
+        .collect()
+}
+
+/// Quick ticks: the load of a test is over in a minute.
+const QUICK: &[&str] = &["tick_seconds=1"];
+
+#[test]
+fn four_times_the_capacity_completes_and_never_passes_it() {
+    let server = engine(&[]);
+    let capacity = server.get("/v1/capacity")["capacity_bytes"].as_u64().unwrap();
+    let controller = Controller::start(&server, "live", QUICK);
+    let (answers, most) = load(&server);
+    for (status, body) in &answers {
+        assert_eq!(*status, 200, "{body}");
+        assert!(body["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{body}");
+    }
+    assert!(most > 0 && most <= capacity, "{most} of {capacity} bytes");
+    let live = moves(&controller);
+    assert_eq!(live.first().map(|first| first.0), Some(0), "{live:?}");
+    assert!(
+        live.last().unwrap().1 >= 2,
+        "tightened as far as the demand asks: {live:?}"
+    );
+    assert!(level(&server) > 0);
+    // What was served says so itself.
+    assert!(answers.iter().any(|(_, body)| {
+        body["cinch"]["served"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|s| s["level"].as_u64() > Some(0))
+    }));
+    drop(controller);
+
+    // The same load, watched only: the same first decisions, and not one write.
+    let server = engine(&[]);
+    let controller = Controller::start(&server, "recommend", QUICK);
+    let (answers, most) = load(&server);
+    assert!(answers.iter().all(|(status, _)| *status == 200));
+    assert!(most <= capacity, "{most} of {capacity} bytes");
+    let recommended = moves(&controller);
+    assert_eq!(
+        recommended.first(),
+        live.first(),
+        "{recommended:?} against {live:?}"
+    );
+    let tightened = |moves: &[(u64, u64)]| moves.iter().map(|(_, to)| *to).max();
+    assert_eq!(
+        tightened(&recommended),
+        tightened(&live),
+        "{recommended:?} against {live:?}"
+    );
+    assert_eq!(controller.sum("cinch_controller_writes_total"), 0.0);
+    assert_eq!(server.get("/v1/policies/default")["origin"], "config");
+    assert_eq!(server.get("/v1/policies")["epoch"], 0);
+}
+
+#[test]
+fn a_killed_controller_leaves_a_lease_that_ends_and_a_new_one_goes_on_from_there() {
+    let server = engine(&[]);
+    let short = ["tick_seconds=1", "lease.ttl_seconds=8", "lease.renew_seconds=2"];
+    let controller = Controller::start(&server, "live", &short);
+    thread::scope(|scope| {
+        let load = scope.spawn(|| load(&server));
+        wait_for("a level above 0", Duration::from_secs(60), || level(&server) > 0);
+        let before = level(&server);
+        controller.kill();
+        // Restarted within the lease: it takes up what it finds.
+        let controller = Controller::start(&server, "live", &short);
+        assert!(
+            level(&server) >= before,
+            "jumped from {before} to {}",
+            level(&server)
+        );
+        let (answers, _) = load.join().unwrap();
+        assert!(answers.iter().all(|(status, _)| *status == 200));
+        assert_eq!(
+            moves(&controller).iter().filter(|(from, to)| to < from).count(),
+            0
+        );
+        assert!(level(&server) > 0);
+        assert_eq!(server.get("/v1/policies/default")["origin"], "lease");
+        controller.kill();
+    });
+    let took = wait_for("the configured policy", Duration::from_secs(12), || {
+        level(&server) == 0
+    });
+    println!("fell back {took:?} after the kill");
+    assert_eq!(server.get("/v1/policies/default")["origin"], "config");
+}
+
+#[test]
+fn an_engine_that_restarts_is_noticed_and_nothing_moves_on_missing_data() {
+    let server = engine(&[]);
+    let controller = Controller::start(&server, "live", QUICK);
+    wait_for("a fresh reading", Duration::from_secs(20), || {
+        controller.get("/v1/status")["engines"][0]["usage"].is_number()
+    });
+    let (port, api_port) = server.ports();
+    drop(server);
+    wait_for("lost inputs", Duration::from_secs(40), || {
+        controller.condition("MemoryMissing") || controller.condition("AllLost")
+    });
+    assert_eq!(moves(&controller), []);
+    let server = Server::start_at(port, api_port, &["engine.prefix_cache=false"]);
+    wait_for("a fresh reading again", Duration::from_secs(60), || {
+        !controller.condition("MemoryMissing") && !controller.condition("AllLost")
+    });
+    assert_eq!(moves(&controller), []);
+    assert_eq!(level(&server), 0);
+}

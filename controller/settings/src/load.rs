@@ -49,12 +49,14 @@ impl Program {
     /// # Errors
     /// The first source that is no TOML.
     pub fn merge(self, text: &str, origin: &str, overrides: &[String]) -> Result<Merged, ConfigError> {
-        let mut builder = Config::builder().add_source(toml_source(text, origin)?).add_source(
-            Environment::with_prefix(self.prefix)
-                .prefix_separator(SEPARATOR)
-                .separator(SEPARATOR)
-                .try_parsing(true),
-        );
+        let mut builder = Config::builder()
+            .add_source(toml_source(text, origin)?)
+            .add_source(
+                Environment::with_prefix(self.prefix)
+                    .prefix_separator(SEPARATOR)
+                    .separator(SEPARATOR)
+                    .try_parsing(true),
+            );
         let mut set = Vec::new();
         for given in overrides {
             let (key, source) = self.override_source(given)?;
@@ -65,7 +67,11 @@ impl Program {
             origin: origin.to_owned(),
             reason: one_line(&err.to_string()),
         };
-        let value = builder.build().map_err(syntax)?.try_deserialize().map_err(syntax)?;
+        let value = builder
+            .build()
+            .map_err(syntax)?
+            .try_deserialize()
+            .map_err(syntax)?;
         Ok(Merged {
             value,
             set,

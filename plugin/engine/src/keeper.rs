@@ -54,7 +54,9 @@ pub fn guard(app: &App, was_active: bool) -> bool {
     let settings = &app.settings.watermark;
     let size = |view: &cinch_protocol::RequestView, policy: &_| {
         let sequences = view.sequences.max(1);
-        let tokens = (view.seen / sequences) as usize;
+        // Not `seen`, which counts tokens that every layer has processed: none, while a prompt is.
+        let tokens = view.uncompressed_bytes / app.kv.uncompressed_bytes(1).max(1);
+        let tokens = tokens.div_ceil(sequences) as usize;
         app.kv.most_bytes(policy, tokens) * sequences
     };
     let plan = watermark::plan(settings, capacity, &requests, ladder, was_active, size);

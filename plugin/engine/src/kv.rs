@@ -221,6 +221,12 @@ impl Kv {
             .unwrap_or(0) as u64
     }
 
+    /// Bytes that `tokens` tokens take in f16; 0 until the model has run.
+    #[must_use]
+    pub fn uncompressed_bytes(&self, tokens: usize) -> u64 {
+        tokens as u64 * self.bytes_per_token.load(Ordering::Relaxed)
+    }
+
     /// What a prompt of `tokens` tokens takes beside that while it is processed; 0 until the model has run.
     #[must_use]
     pub fn prefill_bytes(&self, tokens: usize) -> u64 {

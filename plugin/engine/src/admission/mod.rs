@@ -328,7 +328,15 @@ impl Admission {
         } else {
             0
         };
-        (self.need(&demand, policy) - passing).max(view.bytes)
+        let most = self.need(&demand, policy) - passing;
+        if view.applied || view.bytes == 0 {
+            return most.max(view.bytes);
+        }
+        // Retuned, and not every layer has taken it up: those that have processed their tokens hold what they hold
+        // until their next step, the others come on top.
+        let all = self.kv.uncompressed_bytes(prompt * demand.choices).max(1);
+        let to_come = 1.0 - (view.uncompressed_bytes as f64 / all as f64).min(1.0);
+        most.max(view.bytes + (most as f64 * to_come).ceil() as u64)
     }
 
     /// Refuses what can never fit: at its own policy, or, where that may be tightened, at the last level.

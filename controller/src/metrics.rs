@@ -1,17 +1,48 @@
 //! `/metrics` of the controller.
 
 use prometheus::core::Collector;
+use prometheus::proto::Metric;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::config::Mode;
-use crate::law::{Decision, Phase};
+use crate::law::{ConditionKind, Decision, Phase, Rule};
 use crate::shared::EngineStatus;
 
 /// A tick is some round trips on a local network.
 const STEP_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// Series of an engine that are there from its first tick on: a rate needs a zero to begin from, and a condition that
+/// never held is 0, not unknown.
+const RULES: [Rule; 6] = [
+    Rule::Up,
+    Rule::Latency,
+    Rule::Critical,
+    Rule::Down,
+    Rule::QualitySoft,
+    Rule::QualityHard,
+];
+const CALLS: [&str; 3] = ["put", "requests", "patch"];
+const WRITTEN: [&str; 3] = ["ok", "refused", "failed"];
+const SCRAPED: [&str; 3] = ["ok", "garbage", "failed"];
+/// Conditions of an engine as a whole.
+const OF_ENGINE: [ConditionKind; 6] = [
+    ConditionKind::MemoryMissing,
+    ConditionKind::ProcessMissing,
+    ConditionKind::AllLost,
+    ConditionKind::QualityCapped,
+    ConditionKind::ActuatorIneffective,
+    ConditionKind::EngineRestarted,
+];
+/// Conditions of one class.
+const OF_CLASS: [ConditionKind; 4] = [
+    ConditionKind::LatencyMissing,
+    ConditionKind::QualityMissing,
+    ConditionKind::FlapDetected,
+    ConditionKind::Unmanaged,
+];
 
 /// The process's metrics.
 pub struct Metrics {
@@ -30,6 +61,7 @@ pub struct Metrics {
     epoch: IntGauge,
     step: Histogram,
     reloads: IntCounterVec,
+    config_valid: IntGauge,
 }
 
 fn add<T: Collector + Clone + 'static>(registry: &Registry, metric: T) -> prometheus::Result<T> {
@@ -116,11 +148,19 @@ impl Metrics {
                 "Changed settings files read.",
                 &["result"],
             )?,
+            config_valid: add(
+                r,
+                IntGauge::with_opts(opts(
+                    "config_valid",
+                    "0 while the settings file's present content is refused and older settings are in force.",
+                ))?,
+            )?,
             registry: registry.clone(),
         };
         for result in ["ok", "refused"] {
             metrics.reloads.with_label_values(&[result]);
         }
+        metrics.config_valid.set(1);
         Ok(metrics)
     }
 
@@ -158,21 +198,53 @@ impl Metrics {
         self.step.observe(seconds);
     }
 
-    pub(crate) fn reloaded(&self, result: &str) {
+    /// A changed settings file was read.
+    pub(crate) fn reloaded(&self, taken: bool) {
+        let result = if taken { "ok" } else { "refused" };
         self.reloads.with_label_values(&[result]).inc();
+        self.config_valid.set(i64::from(taken));
     }
 
     pub(crate) fn moved(&self, engine: &str, decision: &Decision) {
         for made in &decision.moves {
-            let rule = serde_json::to_value(made.rule).unwrap_or_default();
-            let rule = rule.as_str().unwrap_or_default();
-            self.moves.with_label_values(&[engine, &made.class, rule]).inc();
+            self.moves(engine, &made.class, made.rule).inc();
+        }
+    }
+
+    fn moves(&self, engine: &str, class: &str, rule: Rule) -> IntCounter {
+        let rule = serde_json::to_value(rule).unwrap_or_default();
+        let rule = rule.as_str().unwrap_or_default();
+        self.moves.with_label_values(&[engine, class, rule])
+    }
+
+    /// Makes the series of an engine exist.
+    fn touch(&self, status: &EngineStatus) {
+        let engine = status.name.as_str();
+        for result in SCRAPED {
+            self.scrapes.with_label_values(&[engine, result]);
+        }
+        for call in CALLS {
+            for result in WRITTEN {
+                self.writes.with_label_values(&[engine, call, result]);
+            }
+        }
+        for kind in OF_ENGINE {
+            self.condition.with_label_values(&[engine, kind.name(), ""]);
+        }
+        for class in status.levels.keys() {
+            for rule in RULES {
+                self.moves(engine, class, rule);
+            }
+            for kind in OF_CLASS {
+                self.condition.with_label_values(&[engine, kind.name(), class]);
+            }
         }
     }
 
     /// The gauges of one engine. What is not known now has no series: an old value would look alive.
     pub(crate) fn engine(&self, status: &EngineStatus, ages: [(&'static str, Option<f64>); 2]) {
         let engine = status.name.as_str();
+        self.touch(status);
         for (gauge, value) in [
             (&self.demand, status.demand),
             (&self.projected, status.projected),
@@ -185,6 +257,12 @@ impl Metrics {
                 }
             }
         }
+        for metric in series(&self.level, engine) {
+            let class = label(&metric, "class");
+            if !status.wanted.contains_key(class) {
+                let _just_listed = self.level.remove_label_values(&[engine, class]);
+            }
+        }
         for (class, level) in &status.wanted {
             self.level
                 .with_label_values(&[engine, class])
@@ -195,22 +273,16 @@ impl Metrics {
             self.phase.with_label_values(&[engine, phase.name()]).set(now);
         }
         for (input, age) in ages {
-            if let Some(age) = age {
-                self.age.with_label_values(&[engine, input]).set(age);
-            }
-        }
-        for family in self.condition.collect() {
-            for metric in family.get_metric() {
-                let label = |name: &str| {
-                    let found = metric.get_label().iter().find(|label| label.name() == name);
-                    found.map_or("", |label| label.value())
-                };
-                if label("engine") == engine {
-                    self.condition
-                        .with_label_values(&[engine, label("kind"), label("class")])
-                        .set(0);
+            match age {
+                Some(age) => self.age.with_label_values(&[engine, input]).set(age),
+                None => {
+                    let _never_set = self.age.remove_label_values(&[engine, input]);
                 }
             }
+        }
+        for metric in series(&self.condition, engine) {
+            let of = [engine, label(&metric, "kind"), label(&metric, "class")];
+            self.condition.with_label_values(&of).set(0);
         }
         for held in &status.conditions {
             let class = held.condition.class.as_deref().unwrap_or("");
@@ -219,4 +291,16 @@ impl Metrics {
                 .set(1);
         }
     }
+}
+
+/// The series of one engine.
+fn series(gauges: &IntGaugeVec, engine: &str) -> Vec<Metric> {
+    let families = gauges.collect().into_iter();
+    let all = families.flat_map(|mut family| family.take_metric());
+    all.filter(|metric| label(metric, "engine") == engine).collect()
+}
+
+fn label<'a>(metric: &'a Metric, name: &str) -> &'a str {
+    let found = metric.get_label().iter().find(|label| label.name() == name);
+    found.map_or("", |label| label.value())
 }

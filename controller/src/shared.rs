@@ -183,11 +183,11 @@ impl Shared {
                 inner.mode = mode;
                 inner.reload_error = None;
                 self.metrics.mode(mode);
-                self.metrics.reloaded("ok");
+                self.metrics.reloaded(true);
             }
             Err(error) => {
                 inner.reload_error = Some(error);
-                self.metrics.reloaded("refused");
+                self.metrics.reloaded(false);
             }
         }
     }

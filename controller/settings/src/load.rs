@@ -1,5 +1,6 @@
 //! Merging the sources, and decoding what they come to.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use config::{Config, Environment, File, FileFormat};
@@ -57,6 +58,9 @@ impl Program {
                     .separator(SEPARATOR)
                     .try_parsing(true),
             );
+        for source in self.lists(std::env::vars_os())? {
+            builder = builder.add_source(source);
+        }
         let mut set = Vec::new();
         for given in overrides {
             let (key, source) = self.override_source(given)?;
@@ -78,6 +82,29 @@ impl Program {
             origin: origin.to_owned(),
             prefix: self.prefix,
         })
+    }
+
+    /// Variables that hold a whole list or table, as TOML writes it: the config crate takes them for text.
+    fn lists(
+        self,
+        variables: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Vec<File<config::FileSourceString, FileFormat>>, ConfigError> {
+        let mut sources = Vec::new();
+        for (name, value) in variables {
+            let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) else {
+                continue;
+            };
+            let key = name
+                .strip_prefix(self.prefix)
+                .and_then(|rest| rest.strip_prefix(SEPARATOR));
+            if let Some(key) = key
+                && value.trim_start().starts_with(['[', '{'])
+            {
+                let line = format!("{} = {value}", key.to_lowercase().replace(SEPARATOR, "."));
+                sources.push(toml_source(&line, &format!("environment variable {name}"))?);
+            }
+        }
+        Ok(sources)
     }
 
     fn override_source(
@@ -166,4 +193,46 @@ fn toml_source(text: &str, origin: &str) -> Result<File<config::FileSourceString
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const PROGRAM: Program = Program {
+        prefix: "X",
+        example: "--set a=1",
+    };
+
+    fn lists(variables: &[(&str, &str)]) -> Result<Value, ConfigError> {
+        let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+        let mut builder = Config::builder();
+        for source in PROGRAM.lists(variables)? {
+            builder = builder.add_source(source);
+        }
+        Ok(builder.build().unwrap().try_deserialize().unwrap())
+    }
+
+    #[test]
+    fn a_variable_may_hold_a_list_or_a_table() {
+        let variables = [
+            ("X__ENGINE", "[{ name = \"a\" }, { name = \"b\" }]"),
+            ("X__CLASS__BATCH", "{ level = 2 }"),
+            ("X__MODE", "live"),
+            ("Y__ENGINE", "[1]"),
+        ];
+        assert_eq!(
+            lists(&variables).unwrap(),
+            json!({"engine": [{"name": "a"}, {"name": "b"}], "class": {"batch": {"level": 2}}})
+        );
+        let err = lists(&[("X__ENGINE", "[{ token = \"secret\" ]")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            err.starts_with("environment variable X__ENGINE: not valid TOML") && !err.contains("secret"),
+            "{err}"
+        );
+    }
 }

@@ -1,8 +1,9 @@
-//! What the end-to-end tests and the recorder of the unhooked engine share: the plan of probe runs, the
-//! recording's format, and the CPU that a recording's bits belong to.
+//! What the end-to-end tests, the recorder of the unhooked engine and `cargo xtask demo` share: the plan of probe
+//! runs, the recording's format, the CPU that a recording's bits belong to, and a load of streaming requests.
 #![forbid(unsafe_code)]
 
 mod cpu;
+pub mod load;
 mod plan;
 mod recording;
 

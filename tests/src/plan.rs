@@ -6,7 +6,7 @@ use cinch_protocol::probe::{Run, RunReport};
 pub const STEPS: usize = 64;
 
 /// A stretch of `text` at `share` of its length, `chars` long, cut at word borders.
-fn stretch(text: &str, share: f64, chars: usize) -> String {
+pub(crate) fn stretch(text: &str, share: f64, chars: usize) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     #[allow(
         clippy::cast_possible_truncation,

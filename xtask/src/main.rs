@@ -45,8 +45,8 @@ enum Command {
         #[arg(long)]
         check_only: bool,
     },
-    /// Model, engine, then serve until Ctrl-C.
-    Up(up::Args),
+    /// Model, engine and controller, then serve until Ctrl-C.
+    Up(Box<up::Args>),
     /// Run every test: workspace, engine, end to end.
     Test {
         /// Only what needs no engine.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use cinch_hooks::{HookError, LayerShape};
-use cinch_kernels::Codec;
+use cinch_kernels::{Codec, Kernels};
 use cinch_protocol::Store;
 
 use crate::plan::Plan;
@@ -18,6 +18,10 @@ use crate::store::{Column, Dims, Head, Ledger, Pair, Rebuilt, Targets};
 /// Prompt queries whose weights count where scores are kept per layer: the observation window of SnapKV
 /// (arXiv 2404.14469, section 4) at its largest, cheap enough to be on for every request.
 pub(crate) const OBSERVED_QUERIES: usize = 64;
+
+/// Every how manyth decode step counts where scores are kept per layer: adding a weight a row to the scores of
+/// each layer costs a few percent of a step over packed rows.
+pub(crate) const OBSERVED_STEPS: usize = 8;
 
 /// One layer of one sequence.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ fn bits(codec: Codec) -> u32 {
         Codec::F16 | Codec::Bf16 => 16,
         Codec::Int8 => 8,
         Codec::Int4 => 4,
+        Codec::Int3 => 3,
+        Codec::Int2 => 2,
     }
 }
 
@@ -57,10 +63,17 @@ pub(crate) struct Compaction {
 }
 
 impl Layer {
-    pub(crate) fn new(ledger: &Arc<Ledger>, shape: LayerShape, plan: &Arc<Plan>, dtype: DType) -> Self {
+    pub(crate) fn new(
+        ledger: &Arc<Ledger>,
+        kernels: Kernels,
+        shape: LayerShape,
+        plan: &Arc<Plan>,
+        dtype: DType,
+    ) -> Self {
         let dims = Dims {
             k: shape.k_dim,
             v: shape.v_dim,
+            kernels,
         };
         let mut layer = Self {
             shape,

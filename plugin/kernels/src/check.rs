@@ -1,6 +1,7 @@
 //! Argument checks. Invariant: past them, no kernel can index out of bounds, whatever the values.
 
-use crate::{Codec, ColumnSums, Heads, KernelError, Rows, RowsMut, Segment};
+use crate::types::Prefill;
+use crate::{Codec, ColumnSums, Heads, KernelError, Partial, Rows, RowsMut, Segment};
 
 /// Checks `pack` or `unpack`: `values` f32 against `bytes` packed. Returns the rows.
 pub(crate) fn codec(codec: Codec, dim: usize, values: usize, bytes: usize) -> Result<usize, KernelError> {
@@ -17,46 +18,75 @@ pub(crate) fn codec(codec: Codec, dim: usize, values: usize, bytes: usize) -> Re
     Ok(rows)
 }
 
+/// Checks `rotate`.
+pub(crate) fn rotate(dim: usize, values: usize) -> Result<(), KernelError> {
+    nonzero("dim", dim)?;
+    if values.is_multiple_of(dim) {
+        Ok(())
+    } else {
+        Err(KernelError::Ragged {
+            what: "values",
+            given: values,
+            row: dim,
+        })
+    }
+}
+
 /// Checks `attend_decode`. Returns the rows of all segments.
 pub(crate) fn decode(
     heads: &Heads,
     segments: &[Segment<'_>],
     q: &[f32],
-    out: &[f32],
+    weights: Option<&[f32]>,
 ) -> Result<usize, KernelError> {
     shape(heads)?;
     let rows = past(heads, segments)?;
-    if rows == 0 {
-        return Err(KernelError::NoRows);
-    }
     length("query values", q.len(), heads.q_heads.saturating_mul(heads.k_dim))?;
-    length(
-        "output values",
-        out.len(),
-        heads.q_heads.saturating_mul(heads.v_dim),
-    )?;
+    if let Some(weights) = weights {
+        length("weights", weights.len(), heads.q_heads.saturating_mul(rows))?;
+    }
     Ok(rows)
+}
+
+/// Checks `merge`.
+pub(crate) fn merge<'a>(
+    heads: &Heads,
+    partials: impl IntoIterator<Item = &'a Partial>,
+    out: &[f32],
+) -> Result<(), KernelError> {
+    shape(heads)?;
+    let values = heads.q_heads.saturating_mul(heads.v_dim);
+    length("output values", out.len(), values)?;
+    for partial in partials {
+        length("query heads of a part", partial.stats.len(), heads.q_heads)?;
+        length("output values of a part", partial.out.len(), values)?;
+    }
+    Ok(())
 }
 
 /// Checks `attend_prefill`. Returns the rows of the past segments.
 pub(crate) fn prefill(
-    heads: &Heads,
-    past_segments: &[Segment<'_>],
-    fresh_k: Rows<'_>,
-    fresh_v: Rows<'_>,
-    q: &[Rows<'_>],
+    call: &Prefill<'_>,
     out: &[RowsMut<'_>],
     sums: Option<&ColumnSums<'_>>,
 ) -> Result<usize, KernelError> {
+    let heads = call.heads;
     shape(heads)?;
-    let rows = past(heads, past_segments)?;
-    let t = fresh_k.rows;
-    strided("fresh keys", &fresh_k, t, heads.k_dim)?;
-    strided("fresh values", &fresh_v, t, heads.v_dim)?;
-    length("query heads", q.len(), heads.q_heads)?;
+    let rows = past(heads, call.past)?;
+    let (t, n) = (call.fresh_k.rows, call.queries());
+    strided("fresh keys", &call.fresh_k, t, heads.k_dim)?;
+    strided("fresh values", &call.fresh_v, t, heads.v_dim)?;
+    length("query heads", call.q.len(), heads.q_heads)?;
     length("output heads", out.len(), heads.q_heads)?;
-    for queries in q {
-        strided("queries", queries, t, heads.k_dim)?;
+    if call.first_query.saturating_add(n) > t {
+        return Err(KernelError::Length {
+            what: "queries from the first one on",
+            given: n,
+            expected: t.saturating_sub(call.first_query),
+        });
+    }
+    for queries in call.q {
+        strided("queries", queries, n, heads.k_dim)?;
     }
     for out in out {
         let view = Rows {
@@ -65,8 +95,8 @@ pub(crate) fn prefill(
             rows: out.rows,
             dim: out.dim,
         };
-        strided("outputs", &view, t, heads.v_dim)?;
-        if t > 1 && out.stride < out.dim {
+        strided("outputs", &view, n, heads.v_dim)?;
+        if n > 1 && out.stride < out.dim {
             return Err(KernelError::Stride {
                 what: "outputs",
                 given: out.stride,
@@ -144,7 +174,7 @@ fn nonzero(what: &'static str, given: usize) -> Result<(), KernelError> {
     }
 }
 
-fn length(what: &'static str, given: usize, expected: usize) -> Result<(), KernelError> {
+pub(crate) fn length(what: &'static str, given: usize, expected: usize) -> Result<(), KernelError> {
     if given == expected {
         Ok(())
     } else {

@@ -63,6 +63,28 @@ pub enum KernelError {
         given: f32,
     },
     /// Attention over no rows is undefined.
-    #[error("decode attention over no rows: expected at least one row in the segments")]
+    #[error("attention over no rows: expected at least one row in the parts that are merged")]
     NoRows,
+    /// There is no implementation of that name.
+    #[error("kernels: given {given:?}, expected one of {}", crate::NAMES.join(", "))]
+    Unknown {
+        /// The name that was given.
+        given: String,
+    },
+    /// This CPU can't run an implementation.
+    #[error(
+        "kernels: given {given:?}, but this CPU lacks {missing}; expected one of {}",
+        available()
+    )]
+    Unsupported {
+        /// The implementation's name.
+        given: &'static str,
+        /// The CPU features it would need.
+        missing: String,
+    },
+}
+
+fn available() -> String {
+    let names: Vec<_> = crate::Kernels::available().iter().map(|k| k.name()).collect();
+    names.join(", ")
 }

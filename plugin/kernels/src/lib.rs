@@ -4,23 +4,28 @@
 //! so rows move, drop and join freely. Kernels keep no state and know nothing of positions: they
 //! attend to the rows that they are given ("kept" rows, never "seen" tokens).
 //!
-//! Two implementations with the same functions: [`scalar`], plain loops in `f64`, which is what the
-//! others are tested against, and [`portable`], safe code shaped so that the compiler vectorizes it.
-//! The functions at the crate root are the ones to call. All of them check every length and shape
-//! first and answer with a [`KernelError`]; on an error, output slices hold unspecified values.
+//! [`Kernels`] names an implementation and has every kernel as a method. `scalar` is plain loops in `f64`,
+//! which is what the others are tested against; `portable` is safe code shaped so that the compiler
+//! vectorizes it. All of them check every length and shape first and answer with a [`KernelError`]; on
+//! an error, output slices hold unspecified values.
 //!
 //! Attention accumulates in `f32`. A non-finite query or fresh row yields non-finite output, as it
-//! would in plain attention; packed rows are always finite, because [`pack`] refuses others.
+//! would in plain attention; packed rows are always finite, because [`Kernels::pack`] refuses others.
 #![forbid(unsafe_code)]
 
 mod check;
 mod codec;
 mod error;
-pub mod portable;
-pub mod scalar;
+mod kernels;
+mod legacy;
+mod partial;
+mod portable;
+mod scalar;
 mod types;
 
 pub use codec::{Codec, GROUP};
 pub use error::KernelError;
-pub use portable::{attend_decode, attend_prefill, pack, unpack};
+pub use kernels::{Kernels, NAMES};
+pub use legacy::{attend_decode, attend_prefill, pack, unpack};
+pub use partial::{Partial, Stat, accumulate, merge, total};
 pub use types::{ColumnSums, Heads, Rows, RowsMut, Scratch, Segment};

@@ -12,12 +12,14 @@ mod decode;
 mod math;
 mod pack;
 mod prefill;
+mod rotate;
 mod unpack;
 
-pub use decode::attend_decode;
-pub use pack::pack;
-pub use prefill::attend_prefill;
-pub use unpack::unpack;
+pub(crate) use decode::attend_decode;
+pub(crate) use pack::pack;
+pub(crate) use prefill::attend_prefill;
+pub(crate) use rotate::rotate;
+pub(crate) use unpack::unpack;
 
 /// Row widths in tiles are multiples of this: two 8-lane vectors.
 const LANES: usize = 16;

@@ -5,13 +5,12 @@
 use half::{bf16, f16};
 
 use crate::codec::{F16_MAX, GROUP, PARAM_BYTES};
-use crate::{Codec, ColumnSums, Heads, KernelError, Rows, RowsMut, Scratch, Segment, check};
+use crate::partial::Stat;
+use crate::types::Prefill;
+use crate::{Codec, ColumnSums, Heads, KernelError, Partial, RowsMut, Scratch, Segment, check};
 
-/// See [`crate::pack`].
-///
-/// # Errors
-/// As [`crate::pack`].
-pub fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
+/// See [`crate::Kernels::pack`].
+pub(crate) fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
     check::codec(codec, dim, src.len(), dst.len())?;
     let rows = src
         .chunks_exact(dim)
@@ -40,7 +39,7 @@ pub fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(),
                     dst[2 * i..2 * i + 2].copy_from_slice(&x.to_le_bytes());
                 }
             }
-            Codec::Int8 | Codec::Int4 => pack_codes(codec, src, dst),
+            Codec::Int8 | Codec::Int4 | Codec::Int3 | Codec::Int2 => pack_codes(codec, src, dst),
         }
     }
     Ok(())
@@ -50,6 +49,7 @@ fn pack_codes(codec: Codec, src: &[f32], dst: &mut [u8]) {
     let levels = f32::from(codec.levels().unwrap_or(u8::MAX));
     let (codes, params) = dst.split_at_mut(codec.code_bytes(src.len()));
     codes.fill(0);
+    let mut at = 0;
     for (g, group) in src.chunks(GROUP).enumerate() {
         let min = group.iter().copied().fold(f32::INFINITY, f32::min);
         let max = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -58,22 +58,46 @@ fn pack_codes(codec: Codec, src: &[f32], dst: &mut [u8]) {
         params[PARAM_BYTES * g + 2..][..2].copy_from_slice(&zero.to_le_bytes());
         let (scale, zero) = (scale.to_f32(), zero.to_f32());
         for (i, x) in group.iter().enumerate() {
-            // The groups' codes follow each other, so value i of group g is code 32·g + i of the row.
             let code = if scale == 0.0 {
                 0.0
             } else {
                 ((saturate(*x) - zero) / scale).round_ties_even()
             };
-            let code = code.clamp(0.0, levels) as u8;
-            if codec == Codec::Int8 {
-                codes[GROUP * g + i] = code;
-            } else {
-                let half = group.len().div_ceil(2);
-                let byte = &mut codes[GROUP / 2 * g + i % half];
-                *byte |= if i < half { code } else { code << 4 };
-            }
+            put(
+                codec,
+                &mut codes[at..],
+                group.len(),
+                i,
+                code.clamp(0.0, levels) as u8,
+            );
         }
+        at += codec.group_bytes(group.len());
     }
+}
+
+/// Writes code `i` of a group of `n` to the group's bytes, which were 0.
+pub(crate) fn put(codec: Codec, group: &mut [u8], n: usize, i: usize, code: u8) {
+    let mut start = 0;
+    for plane in codec.planes() {
+        let bits = usize::from(plane.bits);
+        let bytes = (n * bits).div_ceil(8);
+        let part = (code >> plane.shift) & (u8::MAX >> (8 - plane.bits));
+        group[start + i % bytes] |= part << (bits * (i / bytes));
+        start += bytes;
+    }
+}
+
+/// Code `i` of a group of `n`.
+pub(crate) fn code(codec: Codec, group: &[u8], n: usize, i: usize) -> u8 {
+    let (mut start, mut code) = (0, 0);
+    for plane in codec.planes() {
+        let bits = usize::from(plane.bits);
+        let bytes = (n * bits).div_ceil(8);
+        let part = group[start + i % bytes] >> (bits * (i / bytes));
+        code |= (part & (u8::MAX >> (8 - plane.bits))) << plane.shift;
+        start += bytes;
+    }
+    code
 }
 
 /// Scale and zero of a group with these extremes, rounded so that no value is outside of what the
@@ -108,11 +132,8 @@ fn saturate(x: f32) -> f32 {
     x.clamp(-F16_MAX, F16_MAX)
 }
 
-/// See [`crate::unpack`].
-///
-/// # Errors
-/// As [`crate::unpack`].
-pub fn unpack(codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
+/// See [`crate::Kernels::unpack`].
+pub(crate) fn unpack(codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
     check::codec(codec, dim, dst.len(), src.len())?;
     for (src, dst) in src
         .chunks_exact(codec.row_bytes(dim))
@@ -134,12 +155,10 @@ fn value(codec: Codec, dim: usize, row: &[u8], i: usize) -> f32 {
         }
         Codec::F16 => return f16::from_le_bytes(pair(2 * i)).to_f32(),
         Codec::Bf16 => return bf16::from_le_bytes(pair(2 * i)).to_f32(),
-        Codec::Int8 => row[i],
-        Codec::Int4 => {
-            let (group, i) = (i / GROUP, i % GROUP);
-            let half = GROUP.min(dim - GROUP * group).div_ceil(2);
-            let byte = row[GROUP / 2 * group + i % half];
-            if i < half { byte & 15 } else { byte >> 4 }
+        Codec::Int8 | Codec::Int4 | Codec::Int3 | Codec::Int2 => {
+            let group = i / GROUP;
+            let n = GROUP.min(dim - GROUP * group);
+            code(codec, &row[codec.group_bytes(GROUP) * group..], n, i % GROUP)
         }
     };
     let params = codec.code_bytes(dim) + PARAM_BYTES * (i / GROUP);
@@ -150,56 +169,86 @@ fn value(codec: Codec, dim: usize, row: &[u8], i: usize) -> f32 {
     scale.to_f32() * f32::from(code) + zero.to_f32()
 }
 
-/// See [`crate::attend_decode`].
-///
-/// # Errors
-/// As [`crate::attend_decode`].
-pub fn attend_decode(
-    heads: &Heads,
-    segments: &[Segment<'_>],
-    q: &[f32],
-    weights: &mut Vec<f32>,
-    out: &mut [f32],
-) -> Result<(), KernelError> {
-    check::decode(heads, segments, q, out)?;
-    let (k, v) = unpack_all(heads, segments)?;
-    weights.clear();
-    for (q, out) in q.chunks_exact(heads.k_dim).zip(out.chunks_exact_mut(heads.v_dim)) {
-        let w = attend_one(heads, q, &k, &v, out);
-        weights.extend(w.iter().map(|w| *w as f32));
+/// See [`crate::Kernels::rotate`].
+pub(crate) fn rotate(dim: usize, rows: &mut [f32]) -> Result<(), KernelError> {
+    check::rotate(dim, rows.len())?;
+    for row in rows.chunks_exact_mut(dim) {
+        for (start, size) in parts(dim) {
+            let part: Vec<f64> = row[start..start + size].iter().map(|x| f64::from(*x)).collect();
+            for (i, out) in row[start..start + size].iter_mut().enumerate() {
+                // Entry (i, j) of a Hadamard matrix is −1 to the number of bits that i and j share.
+                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sum: f64 = part.iter().enumerate().map(|(j, x)| sign(j) * x).sum();
+                *out = (sum / (size as f64).sqrt()) as f32;
+            }
+        }
     }
     Ok(())
 }
 
-/// See [`crate::attend_prefill`]; `scratch` is not used.
-///
-/// # Errors
-/// As [`crate::attend_prefill`].
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the signature all implementations share"
-)]
-pub fn attend_prefill(
+/// Starts and sizes of the power-of-two parts of a row, largest first. Part of the stored format.
+pub(crate) fn parts(dim: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..usize::BITS)
+        .rev()
+        .map(|bit| 1 << bit)
+        .filter(move |size| dim & size != 0)
+        .scan(0, |start, size| {
+            *start += size;
+            Some((*start - size, size))
+        })
+}
+
+/// See [`crate::Kernels::attend_decode`].
+pub(crate) fn attend_decode(
     heads: &Heads,
-    past: &[Segment<'_>],
-    fresh_k: Rows<'_>,
-    fresh_v: Rows<'_>,
-    q: &[Rows<'_>],
+    segments: &[Segment<'_>],
+    q: &[f32],
+    partial: &mut Partial,
+    mut weights: Option<&mut [f32]>,
+    _scratch: &mut Scratch,
+) -> Result<(), KernelError> {
+    let rows = check::decode(heads, segments, q, weights.as_deref())?;
+    partial.reset(heads);
+    if rows == 0 {
+        return Ok(());
+    }
+    let (k, v) = unpack_all(heads, segments)?;
+    let outs = partial.out.chunks_exact_mut(heads.v_dim);
+    for (h, (q, out)) in q.chunks_exact(heads.k_dim).zip(outs).enumerate() {
+        let (stat, exps) = attend_one(heads, q, &k, &v, out);
+        out.iter_mut().for_each(|out| *out *= stat.sum);
+        partial.stats[h] = stat;
+        if let Some(weights) = &mut weights {
+            for (weight, e) in weights[h * rows..].iter_mut().zip(exps) {
+                *weight = e as f32;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// See [`crate::Kernels::attend_prefill`].
+pub(crate) fn attend_prefill(
+    call: &Prefill<'_>,
     out: &mut [RowsMut<'_>],
     mut sums: Option<ColumnSums<'_>>,
     _scratch: &mut Scratch,
 ) -> Result<(), KernelError> {
-    check::prefill(heads, past, fresh_k, fresh_v, q, out, sums.as_ref())?;
-    let (mut k, mut v) = unpack_all(heads, past)?;
-    for i in 0..fresh_k.rows {
-        k.push(fresh_k.row(i).to_vec());
-        v.push(fresh_v.row(i).to_vec());
-        for (q, out) in q.iter().zip(out.iter_mut()) {
-            let w = attend_one(heads, q.row(i), &k, &v, out.row(i));
+    check::prefill(call, out, sums.as_ref())?;
+    let (heads, n) = (call.heads, call.queries());
+    let (mut k, mut v) = unpack_all(heads, call.past)?;
+    for i in 0..(call.first_query + n).min(call.fresh_k.rows) {
+        k.push(call.fresh_k.row(i).to_vec());
+        v.push(call.fresh_v.row(i).to_vec());
+        let Some(i) = i.checked_sub(call.first_query) else {
+            continue;
+        };
+        for (q, out) in call.q.iter().zip(out.iter_mut()) {
+            let (stat, exps) = attend_one(heads, q.row(i), &k, &v, out.row(i));
             match &mut sums {
-                Some(sums) if i.saturating_add(sums.last_queries) >= fresh_k.rows => {
-                    for (sum, w) in sums.out.iter_mut().zip(w) {
-                        *sum += w as f32;
+                Some(sums) if i.saturating_add(sums.last_queries) >= n => {
+                    for (sum, e) in sums.out.iter_mut().zip(exps) {
+                        *sum += (e / f64::from(stat.sum)) as f32;
                     }
                 }
                 _ => {}
@@ -218,14 +267,17 @@ fn unpack_all(heads: &Heads, segments: &[Segment<'_>]) -> Result<(Unpacked, Unpa
         let mut v = vec![0.0; s.rows * heads.v_dim];
         unpack(s.k_codec, heads.k_dim, s.k, &mut k)?;
         unpack(s.v_codec, heads.v_dim, s.v, &mut v)?;
+        if s.k_rotated {
+            rotate(heads.k_dim, &mut k)?;
+        }
         keys.extend(k.chunks_exact(heads.k_dim).map(<[f32]>::to_vec));
         values.extend(v.chunks_exact(heads.v_dim).map(<[f32]>::to_vec));
     }
     Ok((keys, values))
 }
 
-/// One query over all given rows: softmax(scale · q·k, capped) · v. Returns the weights.
-fn attend_one(heads: &Heads, q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], out: &mut [f32]) -> Vec<f64> {
+/// One query over all given rows: softmax(scale · q·k, capped) · v. Returns each row's e^(logit − maximum).
+fn attend_one(heads: &Heads, q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], out: &mut [f32]) -> (Stat, Vec<f64>) {
     let score = |k: &Vec<f32>| {
         let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
         let score = dot * f64::from(heads.scale);
@@ -234,16 +286,13 @@ fn attend_one(heads: &Heads, q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], out: &mu
             .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
     };
     let scores: Vec<f64> = k.iter().map(score).collect();
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let exps: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    // The maximum as it is handed out, so that weights fit it.
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max) as f32;
+    let exps: Vec<f64> = scores.iter().map(|s| (s - f64::from(max)).exp()).collect();
     let sum: f64 = exps.iter().sum();
-    let weights: Vec<f64> = exps.iter().map(|e| e / sum).collect();
     for (d, out) in out.iter_mut().enumerate() {
-        *out = weights
-            .iter()
-            .zip(v)
-            .map(|(w, v)| w * f64::from(v[d]))
-            .sum::<f64>() as f32;
+        let values = exps.iter().zip(v).map(|(e, v)| e * f64::from(v[d]));
+        *out = (values.sum::<f64>() / sum) as f32;
     }
-    weights
+    (Stat { max, sum: sum as f32 }, exps)
 }

@@ -9,12 +9,31 @@ pub struct Segment<'a> {
     pub k_codec: Codec,
     /// Codec of the values.
     pub v_codec: Codec,
+    /// Keys are stored as [`crate::Kernels::rotate`] left them; queries are then rotated too.
+    pub k_rotated: bool,
     /// Number of rows; 0 is allowed.
     pub rows: usize,
     /// Keys: exactly `rows · k_codec.row_bytes(k_dim)` bytes.
     pub k: &'a [u8],
     /// Values: exactly `rows · v_codec.row_bytes(v_dim)` bytes.
     pub v: &'a [u8],
+}
+
+impl<'a> Segment<'a> {
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If the range does not lie in `0..rows`, or lengths do not fit (which every kernel refuses).
+    #[must_use]
+    pub fn slice(&self, heads: &Heads, rows: std::ops::Range<usize>) -> Self {
+        let cut = |bytes: &'a [u8], row: usize| &bytes[rows.start * row..rows.end * row];
+        Self {
+            rows: rows.len(),
+            k: cut(self.k, self.k_codec.row_bytes(heads.k_dim)),
+            v: cut(self.v, self.v_codec.row_bytes(heads.v_dim)),
+            ..*self
+        }
+    }
 }
 
 /// One KV head and the query heads that share it.
@@ -96,19 +115,48 @@ impl<'a> RowsMut<'a> {
 /// Where prefill adds up how much attention each key got.
 #[derive(Debug)]
 pub struct ColumnSums<'a> {
-    /// How many of the last queries count; more than there are means all of them.
+    /// How many of the given queries count, from the last back; more than there are means all of them.
     pub last_queries: usize,
-    /// One sum a key, past rows first, then fresh ones: added to, not overwritten.
+    /// One sum a key, past rows first, then all fresh ones: added to, not overwritten.
     pub out: &'a mut [f32],
 }
 
-/// Buffers that prefill reuses from call to call. Their size does not depend on the product of lengths:
-/// two tiles of rows, and two numbers a query.
+/// What prefill reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefill<'a> {
+    pub(crate) heads: &'a Heads,
+    pub(crate) past: &'a [Segment<'a>],
+    pub(crate) fresh_k: Rows<'a>,
+    pub(crate) fresh_v: Rows<'a>,
+    pub(crate) first_query: usize,
+    pub(crate) q: &'a [Rows<'a>],
+}
+
+impl Prefill<'_> {
+    /// Queries of each head.
+    pub(crate) fn queries(&self) -> usize {
+        self.q.first().map_or(0, |q| q.rows)
+    }
+}
+
+/// Buffers that kernels reuse from call to call. Their size does not depend on the product of lengths:
+/// tiles of rows, rotated queries, two numbers a query, and one a block in which a maximum rose.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    pub(crate) queries: Vec<f32>,
     pub(crate) tile: Vec<f32>,
     pub(crate) keys: Vec<f32>,
     pub(crate) scores: Vec<f32>,
     pub(crate) max: Vec<f32>,
     pub(crate) sum: Vec<f32>,
+    pub(crate) rises: Vec<Rise>,
+}
+
+/// A block at whose first row a head's maximum rose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rise {
+    pub(crate) head: usize,
+    pub(crate) row: usize,
+    /// What it was before.
+    pub(crate) before: f32,
 }

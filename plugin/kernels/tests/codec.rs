@@ -4,8 +4,8 @@
 
 mod common;
 
-use cinch_kernels::{Codec, GROUP, KernelError, pack, scalar, unpack};
-use common::{DIMS, ROWS, random, rng};
+use cinch_kernels::{Codec, GROUP, KernelError, Kernels};
+use common::{DIMS, ROWS, fast, oracle, random, rng};
 use half::f16;
 
 /// Inputs that reach every branch: ordinary ones, a large offset, f16 subnormals, saturation, equal
@@ -33,32 +33,31 @@ fn inputs(n: usize) -> Vec<(&'static str, Vec<f32>)> {
 
 fn packed(codec: Codec, dim: usize, values: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0xaa; values.len() / dim * codec.row_bytes(dim)];
-    pack(codec, dim, values, &mut bytes).unwrap();
+    Kernels::detect().pack(codec, dim, values, &mut bytes).unwrap();
     bytes
 }
 
 #[test]
 fn implementations_agree_bit_for_bit() {
+    let fast = fast();
     for codec in Codec::ALL {
         for dim in DIMS {
             for rows in ROWS {
                 for (name, values) in inputs(rows * dim) {
-                    let bytes = packed(codec, dim, &values);
-                    let mut right = vec![0x55; bytes.len()];
-                    scalar::pack(codec, dim, &values, &mut right).unwrap();
-                    assert!(
-                        bytes == right,
-                        "{codec:?} dim {dim} rows {rows} {name}: packed bytes differ"
-                    );
-
-                    let (mut a, mut b) = (vec![f32::NAN; values.len()], vec![f32::NAN; values.len()]);
-                    unpack(codec, dim, &bytes, &mut a).unwrap();
-                    scalar::unpack(codec, dim, &bytes, &mut b).unwrap();
-                    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                    assert!(
-                        bits(&a) == bits(&b),
-                        "{codec:?} dim {dim} rows {rows} {name}: values differ"
-                    );
+                    let mut right = vec![0x55; rows * codec.row_bytes(dim)];
+                    let mut unpacked = vec![f32::NAN; values.len()];
+                    oracle().pack(codec, dim, &values, &mut right).unwrap();
+                    oracle().unpack(codec, dim, &right, &mut unpacked).unwrap();
+                    for kernels in &fast {
+                        let mut bytes = vec![0xaa; right.len()];
+                        kernels.pack(codec, dim, &values, &mut bytes).unwrap();
+                        let case = format!("{} {codec:?} dim {dim} rows {rows} {name}", kernels.name());
+                        assert!(bytes == right, "{case}: packed bytes differ");
+                        let mut values = vec![f32::NAN; values.len()];
+                        kernels.unpack(codec, dim, &bytes, &mut values).unwrap();
+                        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                        assert!(bits(&values) == bits(&unpacked), "{case}: values differ");
+                    }
                 }
             }
         }
@@ -67,12 +66,8 @@ fn implementations_agree_bit_for_bit() {
 
 /// Scale and zero of a value's group, read from the bytes as the format describes them.
 fn parameters(codec: Codec, dim: usize, row: &[u8], i: usize) -> (f64, f64) {
-    let codes = if codec == Codec::Int8 {
-        dim
-    } else {
-        dim.div_ceil(2)
-    };
-    let at = codes + 4 * (i / 32);
+    // The parameters are a row's last bytes.
+    let at = codec.row_bytes(dim) - 4 * dim.div_ceil(32) + 4 * (i / 32);
     let read = |at: usize| f16::from_le_bytes([row[at], row[at + 1]]).to_f64();
     (read(at), read(at + 2))
 }
@@ -84,7 +79,7 @@ fn round_trips_stay_within_the_bound() {
             for (name, values) in inputs(8 * dim) {
                 let bytes = packed(codec, dim, &values);
                 let mut back = vec![0.0; values.len()];
-                unpack(codec, dim, &bytes, &mut back).unwrap();
+                Kernels::detect().unpack(codec, dim, &bytes, &mut back).unwrap();
                 for (i, (x, y)) in values.iter().zip(&back).enumerate() {
                     let x = match codec {
                         Codec::F32 | Codec::Bf16 => *x as f64,
@@ -96,7 +91,7 @@ fn round_trips_stay_within_the_bound() {
                         Codec::F16 => x.abs() / 2048.0 + 2f64.powi(-25),
                         // f32::MAX saturates at bf16's largest, 2^-8 below it.
                         Codec::Bf16 => x.abs() / 256.0,
-                        Codec::Int8 | Codec::Int4 => {
+                        _ => {
                             let row = &bytes[i / dim * codec.row_bytes(dim)..][..codec.row_bytes(dim)];
                             let (scale, zero) = parameters(codec, dim, row, i % dim);
                             // f32 rounding of (x − zero) / scale, and of the result.
@@ -117,7 +112,12 @@ fn round_trips_stay_within_the_bound() {
 /// The scale is the range in `levels` steps, at most what rounding of zero and scale to f16 adds.
 #[test]
 fn scales_are_as_small_as_f16_allows() {
-    for (codec, levels) in [(Codec::Int8, 255.0), (Codec::Int4, 15.0)] {
+    for (codec, levels) in [
+        (Codec::Int8, 255.0),
+        (Codec::Int4, 15.0),
+        (Codec::Int3, 7.0),
+        (Codec::Int2, 3.0),
+    ] {
         for dim in DIMS {
             for (name, values) in inputs(4 * dim) {
                 let bytes = packed(codec, dim, &values);
@@ -172,6 +172,19 @@ fn the_stored_format_does_not_change() {
     assert_eq!(packed(Codec::F16, 1, &[1.0]), [0x00, 0x3c]);
     assert_eq!(packed(Codec::Bf16, 1, &[1.0]), [0x80, 0x3f]);
     assert_eq!(packed(Codec::F32, 1, &[1.0]), [0x00, 0x00, 0x80, 0x3f]);
+    // Values 0 to 31 modulo 8: two bits each from the four quarters, then high bits from the eight eighths.
+    let row: Vec<f32> = (0..32).map(|i| (i % 8) as f32).collect();
+    let mut right = vec![0x00, 0x55, 0xaa, 0xff, 0x00, 0x55, 0xaa, 0xff];
+    right.extend([0xaa; 4]);
+    right.extend([one, [0, 0]].concat());
+    assert_eq!(packed(Codec::Int3, 32, &row), right);
+    let row: Vec<f32> = (0..32).map(|i| (i / 8) as f32).collect();
+    let mut right = vec![0b11_10_01_00; 8];
+    right.extend([one, [0, 0]].concat());
+    assert_eq!(packed(Codec::Int2, 32, &row), right);
+    // A short group of 5: two bytes of two-bit codes (values 0, 2, 4 and 1, 3), one of high bits.
+    let row = [0.0, 1.0, 2.0, 7.0, 4.0];
+    assert_eq!(packed(Codec::Int3, 5, &row)[..3], [0b00_10_00, 0b11_01, 0b11000]);
     // An odd short group: 3 values in 2 bytes, the second half starting at value 2.
     assert_eq!(packed(Codec::Int4, 3, &[0.0, 15.0, 7.0])[..2], [0x70, 0x0f]);
 }
@@ -182,22 +195,27 @@ fn saturation_keeps_the_largest_finite_value() {
         (Codec::F16, 65504.0),
         (Codec::Int8, 65504.0),
         (Codec::Int4, 65504.0),
+        (Codec::Int3, 65504.0),
+        (Codec::Int2, 65504.0),
     ] {
         let mut back = [0.0; 2];
-        unpack(codec, 2, &packed(codec, 2, &[1e30, -1e30]), &mut back).unwrap();
+        Kernels::detect()
+            .unpack(codec, 2, &packed(codec, 2, &[1e30, -1e30]), &mut back)
+            .unwrap();
         assert!(
             (back[0] - largest).abs() <= largest / 512.0 && back[1] == -largest,
             "{codec:?}: {back:?}"
         );
     }
     let mut back = [0.0; 2];
-    unpack(
-        Codec::Bf16,
-        2,
-        &packed(Codec::Bf16, 2, &[f32::MAX, f32::MIN]),
-        &mut back,
-    )
-    .unwrap();
+    Kernels::detect()
+        .unpack(
+            Codec::Bf16,
+            2,
+            &packed(Codec::Bf16, 2, &[f32::MAX, f32::MIN]),
+            &mut back,
+        )
+        .unwrap();
     assert_eq!(back, [half::bf16::MAX.to_f32(), half::bf16::MIN.to_f32()]);
 }
 
@@ -205,7 +223,9 @@ fn saturation_keeps_the_largest_finite_value() {
 fn f16_conversion_is_exact_for_every_bit_pattern() {
     let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let mut values = vec![0.0; 1 << 16];
-    unpack(Codec::F16, 64, &bytes, &mut values).unwrap();
+    Kernels::detect()
+        .unpack(Codec::F16, 64, &bytes, &mut values)
+        .unwrap();
     for (bits, x) in (0..=u16::MAX).zip(values) {
         let right = f16::from_bits(bits).to_f64();
         assert!(
@@ -224,8 +244,8 @@ fn non_finite_rows_are_named() {
                 values[row * 65 + column] = given;
                 values[5 * 65 - 1] = given;
                 let mut bytes = vec![0; 5 * codec.row_bytes(65)];
-                for pack in [scalar::pack, pack] {
-                    match pack(codec, 65, &values, &mut bytes) {
+                for kernels in Kernels::available() {
+                    match kernels.pack(codec, 65, &values, &mut bytes) {
                         Err(KernelError::NonFinite {
                             row: r,
                             column: c,
@@ -244,11 +264,11 @@ fn non_finite_rows_are_named() {
 #[test]
 fn sizes_and_names() {
     let sizes = |dim| Codec::ALL.map(|c| c.row_bytes(dim));
-    assert_eq!(sizes(64), [256, 128, 128, 72, 40]);
-    assert_eq!(sizes(65), [260, 130, 130, 77, 45]);
-    assert_eq!(sizes(1), [4, 2, 2, 5, 5]);
+    assert_eq!(sizes(64), [256, 128, 128, 72, 40, 32, 24]);
+    assert_eq!(sizes(65), [260, 130, 130, 77, 45, 38, 29]);
+    assert_eq!(sizes(1), [4, 2, 2, 5, 5, 6, 5]);
     assert_eq!(
         Codec::ALL.map(Codec::name),
-        ["f32", "f16", "bf16", "int8", "int4"]
+        ["f32", "f16", "bf16", "int8", "int4", "int3", "int2"]
     );
 }

@@ -1,7 +1,8 @@
 //! Bad arguments: a typed refusal that says what was given and what fits, from every implementation.
 
 use cinch_kernels::{
-    Codec, ColumnSums, Heads, KernelError, Rows, RowsMut, Scratch, Segment, portable, scalar,
+    Codec, ColumnSums, Heads, KernelError, Kernels, Partial, Rows, RowsMut, Scratch, Segment, accumulate,
+    merge,
 };
 
 const HEADS: Heads = Heads {
@@ -12,13 +13,11 @@ const HEADS: Heads = Heads {
     softcap: None,
 };
 
-type Pack = fn(Codec, usize, &[f32], &mut [u8]) -> Result<(), KernelError>;
-type Unpack = fn(Codec, usize, &[u8], &mut [f32]) -> Result<(), KernelError>;
-
 #[test]
 fn pack_and_unpack() {
-    let both: [(Pack, Unpack); 2] = [(portable::pack, portable::unpack), (scalar::pack, scalar::unpack)];
-    for (pack, unpack) in both {
+    for kernels in Kernels::available() {
+        let pack = |codec, dim, src: &[f32], dst: &mut [u8]| kernels.pack(codec, dim, src, dst);
+        let unpack = |codec, dim, src: &[u8], dst: &mut [f32]| kernels.unpack(codec, dim, src, dst);
         let zero = Err(KernelError::Zero { what: "dim" });
         assert_eq!(pack(Codec::F16, 0, &[], &mut []), zero);
         assert_eq!(unpack(Codec::F16, 0, &[], &mut []), zero);
@@ -45,6 +44,7 @@ fn segment<'a>(k: &'a [u8], v: &'a [u8]) -> Segment<'a> {
     Segment {
         k_codec: Codec::F16,
         v_codec: Codec::F16,
+        k_rotated: false,
         rows: 2,
         k,
         v,
@@ -55,34 +55,18 @@ fn segment<'a>(k: &'a [u8], v: &'a [u8]) -> Segment<'a> {
 fn decode() {
     let (k, v) = ([0u8; 16], [0u8; 12]);
     let good = [segment(&k, &v)];
-    for attend in [portable::attend_decode, scalar::attend_decode] {
-        let run = |heads: &Heads, segments: &[Segment<'_>], q: usize, out: usize| {
-            attend(
-                heads,
-                segments,
-                &vec![0.0; q],
-                &mut Vec::new(),
-                &mut vec![0.0; out],
-            )
+    for kernels in Kernels::available() {
+        let run = |heads: &Heads, segments: &[Segment<'_>], q: usize, weights: usize| {
+            let (mut partial, mut scratch) = (Partial::default(), Scratch::default());
+            let weights = &mut vec![0.0; weights];
+            let q = &vec![0.0; q];
+            kernels.attend_decode(heads, segments, q, &mut partial, Some(weights), &mut scratch)
         };
-        assert_eq!(run(&HEADS, &good, 8, 6), Ok(()));
+        assert_eq!(run(&HEADS, &good, 8, 4), Ok(()));
         let zero = |what| Err(KernelError::Zero { what });
         assert_eq!(run(&Heads { q_heads: 0, ..HEADS }, &good, 0, 0), zero("q_heads"));
-        assert_eq!(run(&Heads { k_dim: 0, ..HEADS }, &good, 0, 6), zero("k_dim"));
+        assert_eq!(run(&Heads { k_dim: 0, ..HEADS }, &good, 0, 4), zero("k_dim"));
         assert_eq!(run(&Heads { v_dim: 0, ..HEADS }, &good, 8, 0), zero("v_dim"));
-        assert_eq!(run(&HEADS, &[], 8, 6), Err(KernelError::NoRows));
-        assert_eq!(
-            run(
-                &HEADS,
-                &[Segment {
-                    rows: 0,
-                    ..segment(&[], &[])
-                }],
-                8,
-                6
-            ),
-            Err(KernelError::NoRows)
-        );
         let length = |what, given, expected| {
             Err(KernelError::Length {
                 what,
@@ -90,8 +74,8 @@ fn decode() {
                 expected,
             })
         };
-        assert_eq!(run(&HEADS, &good, 7, 6), length("query values", 7, 8));
-        assert_eq!(run(&HEADS, &good, 8, 7), length("output values", 7, 6));
+        assert_eq!(run(&HEADS, &good, 7, 4), length("query values", 7, 8));
+        assert_eq!(run(&HEADS, &good, 8, 5), length("weights", 5, 4));
         assert_eq!(
             run(&HEADS, &[segment(&k[1..], &v)], 8, 6),
             length("key bytes of a segment", 15, 16)
@@ -166,6 +150,7 @@ fn decode() {
 struct Call {
     k: (usize, usize, usize),
     v_rows: usize,
+    first_query: usize,
     q_heads: usize,
     q_dim: usize,
     out_heads: usize,
@@ -176,6 +161,7 @@ struct Call {
 const CALL: Call = Call {
     k: (8, 4, 2),
     v_rows: 2,
+    first_query: 0,
     q_heads: 2,
     q_dim: 4,
     out_heads: 2,
@@ -208,7 +194,7 @@ fn prefill(call: Call) -> Vec<Result<(), KernelError>> {
         };
         call.q_heads
     ];
-    let run = |attend: Attend| {
+    let run = |kernels: Kernels| {
         let mut data = vec![vec![0.0; call.out.0]; call.out_heads];
         let rows = |data| RowsMut {
             data,
@@ -219,30 +205,20 @@ fn prefill(call: Call) -> Vec<Result<(), KernelError>> {
         let mut out: Vec<_> = data.iter_mut().map(|d| rows(&mut d[..])).collect();
         let mut sums = call.sums.map(|n| vec![0.0; n]);
         let sums = sums.as_mut().map(|out| ColumnSums { last_queries: 1, out });
-        attend(
+        kernels.attend_prefill(
             &HEADS,
             &past,
             fresh_k,
             fresh_v,
+            call.first_query,
             &q,
             &mut out,
             sums,
             &mut Scratch::default(),
         )
     };
-    vec![run(portable::attend_prefill), run(scalar::attend_prefill)]
+    Kernels::available().into_iter().map(run).collect()
 }
-
-type Attend = fn(
-    &Heads,
-    &[Segment<'_>],
-    Rows<'_>,
-    Rows<'_>,
-    &[Rows<'_>],
-    &mut [RowsMut<'_>],
-    Option<ColumnSums<'_>>,
-    &mut Scratch,
-) -> Result<(), KernelError>;
 
 #[test]
 fn prefill_arguments() {
@@ -272,6 +248,13 @@ fn prefill_arguments() {
             length("fresh keys", 64, usize::MAX),
         ),
         (Call { v_rows: 1, ..CALL }, length("fresh values", 1, 2)),
+        (
+            Call {
+                first_query: 1,
+                ..CALL
+            },
+            length("queries from the first one on", 2, 1),
+        ),
         (Call { q_heads: 3, ..CALL }, length("query heads", 3, 2)),
         (Call { q_dim: 5, ..CALL }, length("queries", 5, 4)),
         (Call { out_heads: 1, ..CALL }, length("output heads", 1, 2)),
@@ -316,4 +299,76 @@ fn messages_name_given_and_allowed() {
     assert_eq!(messages[0], "output values: given 7, expected 6");
     assert_eq!(messages[1], "softcap: given -1, allowed finite and above 0");
     assert_eq!(messages[2], "row 3, column 4: given NaN, expected a finite value");
+}
+
+#[test]
+fn merging_nothing_or_parts_of_other_heads() {
+    let (mut partial, mut scratch) = (Partial::default(), Scratch::default());
+    let (k, v) = ([0u8; 16], [0u8; 12]);
+    for kernels in Kernels::available() {
+        kernels
+            .attend_decode(&HEADS, &[], &[0.0; 8], &mut partial, None, &mut scratch)
+            .unwrap();
+        assert!(
+            partial
+                .stats()
+                .iter()
+                .all(|s| s.max == f32::NEG_INFINITY && s.sum == 0.0)
+        );
+        let none: [&Partial; 0] = [];
+        assert_eq!(merge(&HEADS, none, &mut [0.0; 6]), Err(KernelError::NoRows));
+        assert_eq!(merge(&HEADS, [&partial], &mut [0.0; 6]), Err(KernelError::NoRows));
+
+        let mut full = Partial::default();
+        let segments = [segment(&k, &v)];
+        kernels
+            .attend_decode(&HEADS, &segments, &[0.0; 8], &mut full, None, &mut scratch)
+            .unwrap();
+        assert_eq!(merge(&HEADS, [&partial, &full], &mut [0.0; 6]), Ok(()));
+        let length = |what, given, expected| {
+            Err(KernelError::Length {
+                what,
+                given,
+                expected,
+            })
+        };
+        assert_eq!(
+            merge(&HEADS, [&full], &mut [0.0; 5]),
+            length("output values", 5, 6)
+        );
+        let other = Heads { q_heads: 1, ..HEADS };
+        assert_eq!(
+            merge(&other, [&full], &mut [0.0; 3]),
+            length("query heads of a part", 2, 1)
+        );
+        let other = Heads { v_dim: 4, ..HEADS };
+        assert_eq!(
+            merge(&other, [&full], &mut [0.0; 8]),
+            length("output values of a part", 6, 8)
+        );
+        assert_eq!(
+            accumulate(&[0.0; 5], &[1.0; 2], &mut [0.0; 3]),
+            length("weights", 5, 6)
+        );
+    }
+}
+
+#[test]
+fn implementations_by_name() {
+    for kernels in Kernels::available() {
+        assert_eq!(Kernels::forced(kernels.name()), Ok(kernels));
+        let zero = Err(KernelError::Zero { what: "dim" });
+        assert_eq!(kernels.rotate(0, &mut []), zero);
+        let ragged = Err(KernelError::Ragged {
+            what: "values",
+            given: 7,
+            row: 4,
+        });
+        assert_eq!(kernels.rotate(4, &mut [0.0; 7]), ragged);
+    }
+    let error = Kernels::forced("neon").unwrap_err().to_string();
+    assert!(
+        error.starts_with("kernels: given \"neon\", expected one of scalar, portable"),
+        "{error}"
+    );
 }

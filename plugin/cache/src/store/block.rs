@@ -1,10 +1,11 @@
 //! A run of rows in one codec pair, in one allocation of exactly its capacity. A closed block never
 //! changes, so forks share it; only a block that nobody shares is appended to.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cinch_hooks::HookError;
-use cinch_kernels::{Codec, Segment, pack, unpack};
+use cinch_kernels::{Codec, Kernels, Segment};
 
 use super::ledger::{Charge, Ledger};
 use crate::error::kernel;
@@ -12,11 +13,12 @@ use crate::error::kernel;
 /// What the allocator holds for a block besides its rows: the struct and its two reference counts.
 pub(crate) const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
 
-/// Head dimensions of one KV head.
+/// Head dimensions of one KV head, and what packs its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Dims {
     pub(crate) k: usize,
     pub(crate) v: usize,
+    pub(crate) kernels: Kernels,
 }
 
 /// Codecs of a run of rows.
@@ -90,6 +92,7 @@ impl Block {
         Segment {
             k_codec: self.pair.k,
             v_codec: self.pair.v,
+            k_rotated: false,
             rows,
             k: self.k(0, rows),
             v: self.v(0, rows),
@@ -119,8 +122,8 @@ impl Block {
     pub(crate) fn push(&mut self, dims: Dims, k: &[f32], v: &[f32], rows: usize) -> Result<(), HookError> {
         let pair = self.pair;
         let (to_k, to_v) = self.room_for(rows);
-        pack(pair.k, dims.k, k, to_k).map_err(kernel)?;
-        pack(pair.v, dims.v, v, to_v).map_err(kernel)?;
+        dims.kernels.pack(pair.k, dims.k, k, to_k).map_err(kernel)?;
+        dims.kernels.pack(pair.v, dims.v, v, to_v).map_err(kernel)?;
         self.rows += rows;
         Ok(())
     }
@@ -165,14 +168,14 @@ impl Block {
             let mut failed = None;
             rows.for_runs(|at, run| {
                 let wide = &mut scratch[at * dim..(at + run.len()) * dim];
-                if let Err(error) = unpack(from, dim, &bytes[run.start * row..run.end * row], wide) {
+                if let Err(error) = dims.kernels.unpack(from, dim, &bytes[run.start * row..run.end * row], wide) {
                     failed = Some(error);
                 }
             });
             if let Some(error) = failed {
                 return Err(kernel(error));
             }
-            pack(to, dim, scratch, dst).map_err(kernel)?;
+            dims.kernels.pack(to, dim, scratch, dst).map_err(kernel)?;
         }
         self.rows += rows.len();
         Ok(())
@@ -202,8 +205,13 @@ impl Block {
         let (k_from, v_from) = (k.len(), v.len());
         k.resize(k_from + rows * dims.k, 0.0);
         v.resize(v_from + rows * dims.v, 0.0);
-        unpack(self.pair.k, dims.k, self.k(0, rows), &mut k[k_from..]).map_err(kernel)?;
-        unpack(self.pair.v, dims.v, self.v(0, rows), &mut v[v_from..]).map_err(kernel)
+        let kernels = dims.kernels;
+        kernels
+            .unpack(self.pair.k, dims.k, self.k(0, rows), &mut k[k_from..])
+            .map_err(kernel)?;
+        kernels
+            .unpack(self.pair.v, dims.v, self.v(0, rows), &mut v[v_from..])
+            .map_err(kernel)
     }
 }
 

@@ -1,72 +1,94 @@
 //! One token's attention over packed rows. Invariant: each key and each value row is unpacked once,
-//! whatever the number of query heads.
+//! whatever the number of query heads, and nothing but the caller's weights grows with the rows.
 
-use super::math::{exps, logits, madd, max, panel};
-use super::{LANES, unpack, width};
-use crate::{Heads, KernelError, Segment, check};
+use super::math::{exp, exps, logits, madd, max, panel};
+use super::{LANES, rotate, unpack, width};
+use crate::types::Rise;
+use crate::{Heads, KernelError, Partial, Scratch, Segment, check};
 
-/// Rows unpacked at a time: 32 rows of 128 values are 16 KiB, half of a first-level cache.
-const TILE: usize = 32;
+/// Rows unpacked at a time.
+const TILE: usize = 64;
 
-/// Attention of one query token per query head over all rows of `segments`.
-///
-/// * `q`: `q_heads × k_dim`.
-/// * `weights`: scratch; on return `q_heads × rows` softmax weights, each head's adding up to 1, rows in
-///   the order of the segments.
-/// * `out`: `q_heads × v_dim`, overwritten.
-///
-/// # Errors
-/// [`KernelError::NoRows`] if there is nothing to attend to; other variants tell of shapes that do not
-/// fit, or of a scale or cap out of range.
-pub fn attend_decode(
+/// See [`crate::Kernels::attend_decode`].
+pub(crate) fn attend_decode(
     heads: &Heads,
     segments: &[Segment<'_>],
     q: &[f32],
-    weights: &mut Vec<f32>,
-    out: &mut [f32],
+    partial: &mut Partial,
+    mut weights: Option<&mut [f32]>,
+    scratch: &mut Scratch,
 ) -> Result<(), KernelError> {
-    let rows = check::decode(heads, segments, q, out)?;
+    let rows = check::decode(heads, segments, q, weights.as_deref())?;
     let (k_width, v_width) = (width(heads.k_dim), width(heads.v_dim));
-    // One allocation that callers reuse: the weights, then the padded queries, then a tile.
-    let queries = heads.q_heads * k_width;
-    weights.clear();
-    weights.resize(heads.q_heads * rows + queries + TILE * k_width.max(v_width), 0.0);
-    let (scores, rest) = weights.split_at_mut(heads.q_heads * rows);
-    let (padded, tile) = rest.split_at_mut(queries);
-    for (padded, q) in padded.chunks_exact_mut(k_width).zip(q.chunks_exact(heads.k_dim)) {
-        padded[..heads.k_dim].copy_from_slice(q);
-    }
-
-    // The tile's padding is 0 in this pass: nothing has been written there yet.
-    let mut first = 0;
-    for s in segments {
-        for bytes in s.k.chunks(TILE * s.k_codec.row_bytes(heads.k_dim)) {
-            let n = bytes.len() / s.k_codec.row_bytes(heads.k_dim);
-            unpack::rows(s.k_codec, heads.k_dim, bytes, tile, k_width);
-            for (q, scores) in padded.chunks_exact(k_width).zip(scores.chunks_exact_mut(rows)) {
-                dots(q, &tile[..n * k_width], &mut scores[first..first + n]);
-            }
-            first += n;
+    partial.reset(heads);
+    let Scratch {
+        queries,
+        tile,
+        scores,
+        rises,
+        ..
+    } = scratch;
+    // Queries as they are, then rotated; the padding stays 0.
+    queries.clear();
+    queries.resize(2 * heads.q_heads * k_width, 0.0);
+    let (plain, rotated) = queries.split_at_mut(heads.q_heads * k_width);
+    let pairs = plain
+        .chunks_exact_mut(k_width)
+        .zip(rotated.chunks_exact_mut(k_width));
+    for ((plain, rotated), q) in pairs.zip(q.chunks_exact(heads.k_dim)) {
+        plain[..heads.k_dim].copy_from_slice(q);
+        if segments.iter().any(|s| s.k_rotated) {
+            rotated[..heads.k_dim].copy_from_slice(q);
+            rotate::row(&mut rotated[..heads.k_dim]);
         }
     }
+    tile.clear();
+    tile.resize(TILE * k_width.max(v_width), 0.0);
+    scores.clear();
+    scores.resize(heads.q_heads * TILE, 0.0);
+    rises.clear();
 
-    for scores in scores.chunks_exact_mut(rows) {
-        logits(heads, scores);
-        let factor = 1.0 / exps(scores, max(scores));
-        scores.iter_mut().for_each(|w| *w *= factor);
-    }
-
-    out.fill(0.0);
     let mut first = 0;
     for s in segments {
-        for bytes in s.v.chunks(TILE * s.v_codec.row_bytes(heads.v_dim)) {
-            let n = bytes.len() / s.v_codec.row_bytes(heads.v_dim);
-            unpack::rows(s.v_codec, heads.v_dim, bytes, tile, v_width);
+        let q = if s.k_rotated { &*rotated } else { &*plain };
+        let keys = s.k.chunks(TILE * s.k_codec.row_bytes(heads.k_dim));
+        let values = s.v.chunks(TILE * s.v_codec.row_bytes(heads.v_dim));
+        for (keys, values) in keys.zip(values) {
+            let n = keys.len() / s.k_codec.row_bytes(heads.k_dim);
+            // The padding of key tiles must be 0, and value tiles have another width.
+            tile.fill(0.0);
+            unpack::rows(s.k_codec, heads.k_dim, keys, tile, k_width);
+            for (h, q) in q.chunks_exact(k_width).enumerate() {
+                let scores = &mut scores[h * TILE..][..n];
+                dots(q, &tile[..n * k_width], scores);
+                logits(heads, scores);
+                let stat = &mut partial.stats[h];
+                let top = max(scores);
+                if top > stat.max {
+                    let shrink = exp(stat.max - top);
+                    let out = &mut partial.out[h * heads.v_dim..][..heads.v_dim];
+                    out.iter_mut().for_each(|x| *x *= shrink);
+                    stat.sum *= shrink;
+                    if weights.is_some() && first > 0 {
+                        rises.push(Rise {
+                            head: h,
+                            row: first,
+                            before: stat.max,
+                        });
+                    }
+                    stat.max = top;
+                }
+                stat.sum += exps(scores, stat.max);
+                if let Some(weights) = &mut weights {
+                    weights[h * rows + first..][..n].copy_from_slice(scores);
+                }
+            }
+            unpack::rows(s.v_codec, heads.v_dim, values, tile, v_width);
             let tile = tile[..n * v_width].as_chunks::<LANES>().0;
             let mut h = 0;
             while h < heads.q_heads {
-                let row = |i: usize| &scores[(h + i) * rows + first..][..n];
-                let out = &mut out[h * heads.v_dim..];
+                let row = |i: usize| &scores[(h + i) * TILE..][..n];
+                let out = &mut partial.out[h * heads.v_dim..];
                 h += match heads.q_heads - h {
                     1 => add([row(0)], tile, out, heads.v_dim),
                     2 => add([row(0), row(1)], tile, out, heads.v_dim),
@@ -77,10 +99,23 @@ pub fn attend_decode(
             first += n;
         }
     }
-    weights.truncate(heads.q_heads * rows);
+    if let Some(weights) = weights {
+        rescale(partial, rises, weights, rows);
+    }
     Ok(())
 }
 
+/// Makes weights that were written under lower maxima fit the final one.
+fn rescale(partial: &Partial, rises: &[Rise], weights: &mut [f32], rows: usize) {
+    for (h, (weights, stat)) in weights.chunks_exact_mut(rows).zip(&partial.stats).enumerate() {
+        let mut from = 0;
+        for rise in rises.iter().filter(|rise| rise.head == h) {
+            let factor = exp(rise.before - stat.max);
+            weights[from..rise.row].iter_mut().for_each(|w| *w *= factor);
+            from = rise.row;
+        }
+    }
+}
 /// Dot products of a query with each row of a tile; all as wide as the query.
 #[inline(always)]
 fn dots(q: &[f32], tile: &[f32], out: &mut [f32]) {

@@ -4,19 +4,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::codec::{F16_MAX, GROUP, PARAM_BYTES};
-use crate::scalar::parameters;
+use crate::scalar::{parameters, put};
 use crate::{Codec, KernelError, check};
 
-/// Packs rows of `dim` values into `dst`, which has `codec.row_bytes(dim)` bytes for each.
-///
-/// Magnitudes beyond what the codec represents saturate (65504 for `F16`, `Int8` and `Int4`). The
-/// error of a value is at most 2^-11 of it for `F16`, 2^-8 for `Bf16`, and half of its group's stored
-/// scale for integers.
-///
-/// # Errors
-/// [`KernelError::NonFinite`] names the first row that holds an infinity or a NaN; other variants tell
-/// of a dimension of 0 or lengths that do not fit.
-pub fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
+/// See [`crate::Kernels::pack`].
+pub(crate) fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
     check::codec(codec, dim, src.len(), dst.len())?;
     finite(dim, src)?;
     let rows = src
@@ -32,6 +24,7 @@ pub fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(),
         Codec::Bf16 => pack_bf16(src, dst),
         Codec::Int8 => rows.for_each(|(src, dst)| pack_int8(src, dst)),
         Codec::Int4 => rows.for_each(|(src, dst)| pack_int4(src, dst)),
+        Codec::Int3 | Codec::Int2 => rows.for_each(|(src, dst)| pack_planes(codec, src, dst)),
     }
     Ok(())
 }
@@ -93,6 +86,20 @@ fn pack_int4(src: &[f32], dst: &mut [u8]) {
         let (low, high) = codes.split_at(bytes.len());
         for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
             *byte = low | high << 4;
+        }
+    }
+}
+
+fn pack_planes(codec: Codec, src: &[f32], dst: &mut [u8]) {
+    let (bytes, params) = dst.split_at_mut(codec.code_bytes(src.len()));
+    bytes.fill(0);
+    let levels = f32::from(codec.levels().unwrap_or(u8::MAX));
+    let params = params.as_chunks_mut::<PARAM_BYTES>().0;
+    let groups = bytes.chunks_mut(codec.group_bytes(GROUP));
+    for ((group, bytes), params) in src.chunks(GROUP).zip(groups).zip(params) {
+        let codes = quantize(group, levels, params);
+        for (i, code) in codes.iter().enumerate().take(group.len()) {
+            put(codec, bytes, group.len(), i, *code);
         }
     }
 }

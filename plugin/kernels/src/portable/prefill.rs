@@ -6,8 +6,9 @@
 //! are the accumulators.
 
 use super::math::{exp, exps, logits, max, panel};
-use super::{LANES, unpack, width};
-use crate::{ColumnSums, Heads, KernelError, Rows, RowsMut, Scratch, Segment, check};
+use super::{LANES, rotate, unpack, width};
+use crate::types::Prefill;
+use crate::{ColumnSums, Heads, KernelError, Rows, RowsMut, Scratch, check};
 
 /// Keys in a tile.
 const KEYS: usize = 64;
@@ -18,39 +19,18 @@ const SHARE: usize = 4;
 
 const _: () = assert!(KEYS.is_multiple_of(LANES) && QUERIES.is_multiple_of(SHARE));
 
-/// Causal attention of `t` fresh tokens of one KV head: query `i` sees all rows of `past` and fresh rows
-/// `0..=i`. Fresh rows are used exactly, past rows as stored.
-///
-/// * `fresh_k`, `fresh_v`: `t × k_dim` and `t × v_dim`.
-/// * `q`, `out`: per query head `t × k_dim` and `t × v_dim`; `out` is overwritten.
-/// * `sums`: if given, each key's slot grows by its attention weight, summed over the query heads and the
-///   last queries. This scores those queries a second time.
-///
-/// # Errors
-/// Shapes that do not fit, or a scale or cap out of range.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "three inputs, two outputs and what they are used with"
-)]
-pub fn attend_prefill(
-    heads: &Heads,
-    past: &[Segment<'_>],
-    fresh_k: Rows<'_>,
-    fresh_v: Rows<'_>,
-    q: &[Rows<'_>],
+/// See [`crate::Kernels::attend_prefill`].
+pub(crate) fn attend_prefill(
+    call: &Prefill<'_>,
     out: &mut [RowsMut<'_>],
     sums: Option<ColumnSums<'_>>,
     scratch: &mut Scratch,
 ) -> Result<(), KernelError> {
-    let past_rows = check::prefill(heads, past, fresh_k, fresh_v, q, out, sums.as_ref())?;
-    let t = fresh_k.rows;
-    let keys = Keys {
-        heads,
-        past,
-        past_rows,
-        fresh_k,
-        fresh_v,
-    };
+    let past_rows = check::prefill(call, out, sums.as_ref())?;
+    let (heads, n_queries) = (call.heads, call.queries());
+    // Rows before the first query; past and fresh rows differ only in how they are fetched.
+    let before = past_rows + call.first_query;
+    let keys = Keys { call, past_rows };
     let (k_width, v_width) = (width(heads.k_dim), width(heads.v_dim));
     let Scratch {
         tile,
@@ -58,31 +38,33 @@ pub fn attend_prefill(
         scores,
         max: maxima,
         sum: totals,
+        ..
     } = scratch;
     reset(tile, KEYS * k_width.max(v_width), 0.0);
     reset(transposed, KEYS * heads.k_dim, 0.0);
     reset(scores, QUERIES * KEYS, 0.0);
-    reset(maxima, heads.q_heads * t, f32::NEG_INFINITY);
-    reset(totals, heads.q_heads * t, 0.0);
+    reset(maxima, heads.q_heads * n_queries, f32::NEG_INFINITY);
+    reset(totals, heads.q_heads * n_queries, 0.0);
     for out in out.iter_mut() {
-        (0..t).for_each(|i| out.row(i).fill(0.0));
+        (0..n_queries).for_each(|i| out.row(i).fill(0.0));
     }
 
-    for from in (0..past_rows + t).step_by(KEYS) {
-        let n = KEYS.min(past_rows + t - from);
+    for from in (0..before + n_queries).step_by(KEYS) {
+        let n = KEYS.min(before + n_queries - from);
         keys.transpose_into(from, n, tile, transposed);
         keys.values_into(from, n, tile);
-        for (h, (q, out)) in q.iter().zip(out.iter_mut()).enumerate() {
+        let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
+        for (h, (q, out)) in call.q.iter().zip(out.iter_mut()).enumerate() {
             // Queries before the tile's first key see none of it.
-            for block in blocks(from.saturating_sub(past_rows), t) {
-                block.logits(heads, q, transposed, keys.visible(from, n, block.last()), scores);
+            for block in blocks(from.saturating_sub(before), n_queries) {
+                block.logits(heads, q, transposed, visible(block.last()), scores);
                 for i in 0..block.queries {
                     let row = &mut scores[i * KEYS..][..KEYS];
-                    let (seen, hidden) = row.split_at_mut(keys.visible(from, n, block.first + i));
+                    let (seen, hidden) = row.split_at_mut(visible(block.first + i));
                     hidden.fill(0.0);
                     let (m, sum) = (
-                        &mut maxima[h * t + block.first + i],
-                        &mut totals[h * t + block.first + i],
+                        &mut maxima[h * n_queries + block.first + i],
+                        &mut totals[h * n_queries + block.first + i],
                     );
                     let top = max(seen);
                     if top > *m {
@@ -93,12 +75,12 @@ pub fn attend_prefill(
                     }
                     *sum += exps(seen, *m);
                 }
-                block.add_values(scores, tile, keys.visible(from, n, block.last()), out);
+                block.add_values(scores, tile, visible(block.last()), out);
             }
         }
     }
 
-    for (out, totals) in out.iter_mut().zip(totals.chunks_exact(t.max(1))) {
+    for (out, totals) in out.iter_mut().zip(totals.chunks_exact(n_queries.max(1))) {
         for (i, total) in totals.iter().enumerate() {
             let factor = 1.0 / total;
             out.row(i).iter_mut().for_each(|o| *o *= factor);
@@ -106,17 +88,18 @@ pub fn attend_prefill(
     }
     let Some(sums) = sums else { return Ok(()) };
 
-    let first = t.saturating_sub(sums.last_queries);
-    for from in (0..past_rows + t).step_by(KEYS) {
-        let n = KEYS.min(past_rows + t - from);
+    let first = n_queries.saturating_sub(sums.last_queries);
+    for from in (0..before + n_queries).step_by(KEYS) {
+        let n = KEYS.min(before + n_queries - from);
         keys.transpose_into(from, n, tile, transposed);
-        for (h, q) in q.iter().enumerate() {
-            for block in blocks(first.max(from.saturating_sub(past_rows)), t) {
-                block.logits(heads, q, transposed, keys.visible(from, n, block.last()), scores);
+        let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
+        for (h, q) in call.q.iter().enumerate() {
+            for block in blocks(first.max(from.saturating_sub(before)), n_queries) {
+                block.logits(heads, q, transposed, visible(block.last()), scores);
                 for i in 0..block.queries {
-                    let query = h * t + block.first + i;
+                    let query = h * n_queries + block.first + i;
                     let (m, factor) = (maxima[query], 1.0 / totals[query]);
-                    let row = &scores[i * KEYS..][..keys.visible(from, n, block.first + i)];
+                    let row = &scores[i * KEYS..][..visible(block.first + i)];
                     for (sum, logit) in sums.out[from..].iter_mut().zip(row) {
                         *sum += exp(*logit - m) * factor;
                     }
@@ -134,22 +117,14 @@ fn reset(buffer: &mut Vec<f32>, len: usize, value: f32) {
 
 /// Keys and values in order: past rows, then fresh ones.
 struct Keys<'a> {
-    heads: &'a Heads,
-    past: &'a [Segment<'a>],
+    call: &'a Prefill<'a>,
     past_rows: usize,
-    fresh_k: Rows<'a>,
-    fresh_v: Rows<'a>,
 }
 
 impl Keys<'_> {
-    /// How many of the `n` keys from `from` on query `i` sees.
-    fn visible(&self, from: usize, n: usize, i: usize) -> usize {
-        n.min((self.past_rows + i + 1).saturating_sub(from))
-    }
-
     /// Writes the tile's keys to `transposed`, `k_dim × KEYS`: neighbours in memory are neighbouring keys.
     fn transpose_into(&self, from: usize, n: usize, tile: &mut [f32], transposed: &mut [f32]) {
-        let (dim, width) = (self.heads.k_dim, width(self.heads.k_dim));
+        let (dim, width) = (self.call.heads.k_dim, width(self.call.heads.k_dim));
         self.rows_into(from, n, tile, width, true);
         for (d, column) in transposed.chunks_exact_mut(KEYS).enumerate().take(dim) {
             for (key, row) in column.iter_mut().zip(tile.chunks_exact(width)).take(n) {
@@ -159,28 +134,36 @@ impl Keys<'_> {
     }
 
     fn values_into(&self, from: usize, n: usize, tile: &mut [f32]) {
-        self.rows_into(from, n, tile, width(self.heads.v_dim), false);
+        self.rows_into(from, n, tile, width(self.call.heads.v_dim), false);
     }
 
     fn rows_into(&self, from: usize, n: usize, tile: &mut [f32], stride: usize, keys: bool) {
         let (mut start, mut done) = (0, 0);
-        for s in self.past {
+        for s in self.call.past {
             // Rows of the tile that lie in this segment.
             let (a, b) = (from.max(start), (from + n).min(start + s.rows));
             if a < b {
                 let (codec, dim, bytes) = if keys {
-                    (s.k_codec, self.heads.k_dim, s.k)
+                    (s.k_codec, self.call.heads.k_dim, s.k)
                 } else {
-                    (s.v_codec, self.heads.v_dim, s.v)
+                    (s.v_codec, self.call.heads.v_dim, s.v)
                 };
                 let row = codec.row_bytes(dim);
                 let bytes = &bytes[(a - start) * row..(b - start) * row];
                 unpack::rows(codec, dim, bytes, &mut tile[done * stride..], stride);
+                if keys && s.k_rotated {
+                    let rows = tile[done * stride..].chunks_mut(stride).take(b - a);
+                    rows.for_each(|row| rotate::row(&mut row[..dim]));
+                }
                 done += b - a;
             }
             start += s.rows;
         }
-        let fresh = if keys { &self.fresh_k } else { &self.fresh_v };
+        let fresh = if keys {
+            &self.call.fresh_k
+        } else {
+            &self.call.fresh_v
+        };
         for key in from + done..from + n {
             tile[(key - from) * stride..][..fresh.dim].copy_from_slice(fresh.row(key - self.past_rows));
         }

@@ -6,13 +6,10 @@ use half::slice::HalfFloatSliceExt;
 
 use super::math::madd;
 use crate::codec::{GROUP, PARAM_BYTES};
-use crate::{Codec, KernelError, check};
+use crate::{Codec, KernelError, check, scalar};
 
-/// Unpacks rows of `codec.row_bytes(dim)` bytes into `dst`, `dim` values each.
-///
-/// # Errors
-/// A dimension of 0 or lengths that do not fit.
-pub fn unpack(codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
+/// See [`crate::Kernels::unpack`].
+pub(crate) fn unpack(codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
     check::codec(codec, dim, dst.len(), src.len())?;
     rows(codec, dim, src, dst, dim);
     Ok(())
@@ -29,6 +26,7 @@ pub(super) fn rows(codec: Codec, dim: usize, src: &[u8], dst: &mut [f32], stride
         Codec::Bf16 => rows.for_each(|(src, dst)| bf16s(src, &mut dst[..dim])),
         Codec::Int8 => rows.for_each(|(src, dst)| int8s(src, &mut dst[..dim])),
         Codec::Int4 => rows.for_each(|(src, dst)| int4s(src, &mut dst[..dim])),
+        Codec::Int3 | Codec::Int2 => rows.for_each(|(src, dst)| planes(codec, src, &mut dst[..dim])),
     }
 }
 
@@ -106,6 +104,19 @@ fn int4s(src: &[u8], dst: &mut [f32]) {
         }
         for (x, byte) in high.iter_mut().zip(bytes) {
             *x = madd(scale, f32::from(byte >> 4), zero);
+        }
+    }
+}
+
+fn planes(codec: Codec, src: &[u8], dst: &mut [f32]) {
+    let (codes, params) = src.split_at(codec.code_bytes(dst.len()));
+    let params = params.as_chunks::<PARAM_BYTES>().0;
+    let groups = codes.chunks(codec.group_bytes(GROUP)).zip(params);
+    for (out, (codes, params)) in dst.chunks_mut(GROUP).zip(groups) {
+        let (scale, zero) = parameters(params);
+        let n = out.len();
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = madd(scale, f32::from(scalar::code(codec, codes, n, i)), zero);
         }
     }
 }

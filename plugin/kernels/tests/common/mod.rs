@@ -2,7 +2,7 @@
 //! (Vaswani et al., arXiv 1706.03762, section 3.2.1), independent of the crate's own oracle.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use cinch_kernels::{Codec, Segment, pack, scalar};
+use cinch_kernels::{Codec, Heads, KernelError, Kernels, Partial, Scratch, Segment, merge};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Row widths on either side of every chunk and group size in use.
@@ -24,6 +24,7 @@ pub(crate) fn random(rng: &mut StdRng, n: usize, spread: f32) -> Vec<f32> {
 /// Rows packed in one pair of codecs, with the values they unpack to and those they came from.
 pub(crate) struct Packed {
     pub(crate) codecs: (Codec, Codec),
+    pub(crate) rotated: bool,
     pub(crate) rows: usize,
     pub(crate) k: Vec<u8>,
     pub(crate) v: Vec<u8>,
@@ -45,14 +46,24 @@ impl Packed {
         let store = |codec: Codec, dim: usize, values: &[f32]| {
             let mut bytes = vec![0; rows * codec.row_bytes(dim)];
             let mut stored = vec![0.0; rows * dim];
-            pack(codec, dim, values, &mut bytes).unwrap();
-            scalar::unpack(codec, dim, &bytes, &mut stored).unwrap();
+            oracle().pack(codec, dim, values, &mut bytes).unwrap();
+            oracle().unpack(codec, dim, &bytes, &mut stored).unwrap();
             (bytes, stored)
         };
-        let ((k, stored_k), (v, stored_v)) =
-            (store(codecs.0, k_dim, &exact_k), store(codecs.1, v_dim, &exact_v));
+        // Every other run of rows is rotated before it is packed, and back to compare.
+        let rotated = rng.random();
+        let mut keys = exact_k.clone();
+        if rotated {
+            oracle().rotate(k_dim, &mut keys).unwrap();
+        }
+        let ((k, mut stored_k), (v, stored_v)) =
+            (store(codecs.0, k_dim, &keys), store(codecs.1, v_dim, &exact_v));
+        if rotated {
+            oracle().rotate(k_dim, &mut stored_k).unwrap();
+        }
         Self {
             codecs,
+            rotated,
             rows,
             k,
             v,
@@ -68,11 +79,47 @@ impl Packed {
         Segment {
             k_codec,
             v_codec,
+            k_rotated: self.rotated,
             rows: self.rows,
             k: &self.k,
             v: &self.v,
         }
     }
+}
+
+pub(crate) fn oracle() -> Kernels {
+    Kernels::forced("scalar").unwrap()
+}
+
+/// Everything but the oracle that this CPU can run.
+pub(crate) fn fast() -> Vec<Kernels> {
+    let fast: Vec<_> = Kernels::available()
+        .into_iter()
+        .filter(|k| *k != oracle())
+        .collect();
+    let names: Vec<_> = fast.iter().map(|k| k.name()).collect();
+    println!("implementations under test: {}", names.join(", "));
+    fast
+}
+
+/// Output and softmax weights of decode attention in one part.
+pub(crate) fn decode(
+    kernels: Kernels,
+    heads: &Heads,
+    segments: &[Segment<'_>],
+    q: &[f32],
+) -> Result<(Vec<f32>, Vec<f32>), KernelError> {
+    let rows: usize = segments.iter().map(|s| s.rows).sum();
+    let mut partial = Partial::default();
+    let mut weights = vec![f32::NAN; heads.q_heads * rows];
+    let mut out = vec![f32::NAN; heads.q_heads * heads.v_dim];
+    let scratch = &mut Scratch::default();
+    kernels.attend_decode(heads, segments, q, &mut partial, Some(&mut weights), scratch)?;
+    merge(heads, [&partial], &mut out)?;
+    for (weights, stat) in weights.chunks_exact_mut(rows).zip(partial.stats()) {
+        weights.iter_mut().for_each(|w| *w *= stat.factor(*stat));
+    }
+    Ok((out, weights))
 }
 
 pub(crate) fn joined<'a>(parts: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32> {

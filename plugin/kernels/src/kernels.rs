@@ -1,0 +1,174 @@
+//! Which implementation runs. Invariant: a [`Kernels`] exists only for an implementation that this CPU can
+//! run, so having one is the proof that calls through it need no further check.
+
+use crate::{
+    Codec, ColumnSums, Heads, KernelError, Partial, Rows, RowsMut, Scratch, Segment, portable, scalar,
+};
+
+/// An implementation of every kernel, chosen once and passed down; as small as a byte.
+///
+/// All implementations pack the same bytes and unpack the same values, bit for bit; attention agrees
+/// within the rounding of `f32` sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kernels(Isa);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Isa {
+    Scalar,
+    Portable,
+}
+
+/// Every implementation there is, on any machine, slowest first.
+pub const NAMES: [&str; 2] = ["scalar", "portable"];
+
+impl Kernels {
+    /// The fastest implementation that this CPU can run.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self(Isa::Portable)
+    }
+
+    /// The named implementation.
+    ///
+    /// # Errors
+    /// [`KernelError::Unknown`] if there is none of that name, [`KernelError::Unsupported`] if this CPU can't
+    /// run it.
+    pub fn forced(name: &str) -> Result<Self, KernelError> {
+        match name {
+            "scalar" => Ok(Self(Isa::Scalar)),
+            "portable" => Ok(Self(Isa::Portable)),
+            _ => Err(KernelError::Unknown { given: name.into() }),
+        }
+    }
+
+    /// Every implementation that this CPU can run, slowest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        NAMES.iter().filter_map(|name| Self::forced(name).ok()).collect()
+    }
+
+    /// The name, as in configs and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Isa::Scalar => "scalar",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// Packs rows of `dim` values into `dst`, which has `codec.row_bytes(dim)` bytes for each.
+    ///
+    /// Magnitudes beyond what the codec represents saturate (65504 for `F16` and integers). The error of a
+    /// value is at most 2^-11 of it for `F16`, 2^-8 for `Bf16`, and half of its group's stored scale for
+    /// integers.
+    ///
+    /// # Errors
+    /// [`KernelError::NonFinite`] names the first row that holds an infinity or a NaN; other variants tell
+    /// of a dimension of 0 or lengths that do not fit.
+    pub fn pack(self, codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
+        match self.0 {
+            Isa::Scalar => scalar::pack(codec, dim, src, dst),
+            Isa::Portable => portable::pack(codec, dim, src, dst),
+        }
+    }
+
+    /// Unpacks rows of `codec.row_bytes(dim)` bytes into `dst`, `dim` values each.
+    ///
+    /// # Errors
+    /// A dimension of 0 or lengths that do not fit.
+    pub fn unpack(self, codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
+        match self.0 {
+            Isa::Scalar => scalar::unpack(codec, dim, src, dst),
+            Isa::Portable => portable::unpack(codec, dim, src, dst),
+        }
+    }
+
+    /// Rotates rows of `dim` values in place by the normalized Walsh-Hadamard transform, which is its own
+    /// inverse; natural (Hadamard) order.
+    ///
+    /// A `dim` that is not a power of two is cut in its power-of-two parts, largest first (80 = 64 + 16), and
+    /// each part is rotated by itself. Part of the stored format: keys of a segment with
+    /// [`Segment::k_rotated`] were rotated this way.
+    ///
+    /// Rotation spreads outlier channels over all of a part's values before quantization, as in `QuaRot`
+    /// (arXiv 2404.00456, section 4.2); `(Rq)·(Rk) = q·k` because R is orthogonal.
+    ///
+    /// # Errors
+    /// A dimension of 0, or a length that is not a whole number of rows.
+    pub fn rotate(self, dim: usize, rows: &mut [f32]) -> Result<(), KernelError> {
+        match self.0 {
+            Isa::Scalar => scalar::rotate(dim, rows),
+            Isa::Portable => portable::rotate(dim, rows),
+        }
+    }
+
+    /// Attention of one query token per query head over all rows of `segments`, which may be any part of a
+    /// KV head's rows: results of several parts go together by [`crate::merge`].
+    ///
+    /// * `q`: `q_heads × k_dim`, not rotated.
+    /// * `partial`: overwritten; over no rows it is neutral (maximum −∞, sum and output 0).
+    /// * `weights`: if given, `q_heads × rows` values, overwritten by e^(logit − maximum of the head in
+    ///   `partial`), rows in the order of the segments.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a scale or cap out of range.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "three inputs, two outputs and what they are used with"
+    )]
+    pub fn attend_decode(
+        self,
+        heads: &Heads,
+        segments: &[Segment<'_>],
+        q: &[f32],
+        partial: &mut Partial,
+        weights: Option<&mut [f32]>,
+        scratch: &mut Scratch,
+    ) -> Result<(), KernelError> {
+        match self.0 {
+            Isa::Scalar => scalar::attend_decode(heads, segments, q, partial, weights, scratch),
+            Isa::Portable => portable::attend_decode(heads, segments, q, partial, weights, scratch),
+        }
+    }
+
+    /// Causal attention of a run of fresh tokens of one KV head: the run's query `i` sees all rows of `past`
+    /// and fresh rows `0..=first_query + i`. Fresh rows are used exactly, past rows as stored.
+    ///
+    /// * `fresh_k`, `fresh_v`: `t × k_dim` and `t × v_dim`.
+    /// * `q`, `out`: per query head `n × k_dim` and `n × v_dim`, for fresh tokens `first_query..first_query + n`
+    ///   only; `out` is overwritten.
+    /// * `sums`: if given, each key's slot grows by its attention weight, summed over the query heads and the
+    ///   run's last queries.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a scale or cap out of range.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "three inputs, two outputs and what they are used with"
+    )]
+    pub fn attend_prefill(
+        self,
+        heads: &Heads,
+        past: &[Segment<'_>],
+        fresh_k: Rows<'_>,
+        fresh_v: Rows<'_>,
+        first_query: usize,
+        q: &[Rows<'_>],
+        out: &mut [RowsMut<'_>],
+        sums: Option<ColumnSums<'_>>,
+        scratch: &mut Scratch,
+    ) -> Result<(), KernelError> {
+        let call = crate::types::Prefill {
+            heads,
+            past,
+            fresh_k,
+            fresh_v,
+            first_query,
+            q,
+        };
+        match self.0 {
+            Isa::Scalar => scalar::attend_prefill(&call, out, sums, scratch),
+            Isa::Portable => portable::attend_prefill(&call, out, sums, scratch),
+        }
+    }
+}

@@ -48,6 +48,12 @@ pub enum Event {
     Retried,
     /// A token arrived.
     Token,
+    /// The whole stream came.
+    Finished,
+    /// It tries no more.
+    GivenUp,
+    /// Its answer broke off, or was none.
+    Lost,
 }
 
 /// How a request ended.
@@ -161,8 +167,14 @@ fn request(url: &str, body: &Value, patience: Patience, stop: &AtomicBool, on: &
             on(Event::Token);
         });
         match attempt {
-            Attempt::Whole(served) => outcome.end = End::Finished(served),
-            Attempt::Broken(why) => outcome.end = End::Lost(why),
+            Attempt::Whole(served) => {
+                outcome.end = End::Finished(served);
+                on(Event::Finished);
+            }
+            Attempt::Broken(why) => {
+                outcome.end = End::Lost(why);
+                on(Event::Lost);
+            }
             Attempt::Refused(wait) => {
                 outcome.refused += 1;
                 on(Event::Refused);
@@ -171,6 +183,7 @@ fn request(url: &str, body: &Value, patience: Patience, stop: &AtomicBool, on: &
                     on(Event::Retried);
                     continue;
                 }
+                on(Event::GivenUp);
             }
         }
         outcome.took = sent.elapsed();
@@ -354,7 +367,10 @@ mod tests {
         let (outcome, events) = one(vec![refusal(), good], 3);
         assert!(matches!(outcome.end, End::Finished(_)), "{outcome:?}");
         assert_eq!((outcome.refused, outcome.retried), (1, 1));
-        assert_eq!(events, [Event::Refused, Event::Retried, Event::Token]);
+        assert_eq!(
+            events,
+            [Event::Refused, Event::Retried, Event::Token, Event::Finished]
+        );
         assert!(outcome.first_token.unwrap() >= Duration::from_millis(10));
 
         let (outcome, _) = one(vec![refusal(), refusal()], 1);

@@ -7,6 +7,7 @@
 mod bench;
 mod ci;
 mod controller;
+mod demo;
 mod digest;
 mod engine;
 mod model;
@@ -47,6 +48,8 @@ enum Command {
     },
     /// Model, engine and controller, then serve until Ctrl-C.
     Up(Box<up::Args>),
+    /// Overfill a small KV capacity and watch the controller make room: free ports, a summary in the end.
+    Demo(Box<demo::Args>),
     /// Run every test: workspace, engine, end to end.
     Test {
         /// Only what needs no engine.
@@ -57,13 +60,8 @@ enum Command {
     Ci,
     /// Record what the unhooked engine answers on this CPU into tests/recordings (builds it first).
     RecordPlain,
-    /// Six requests at once: the engine against itself with the plugin off and against plain mistral.rs as
-    /// published, interleaved (builds the latter first).
-    BenchSix {
-        /// Rounds of all three.
-        #[arg(long, default_value_t = 3)]
-        rounds: usize,
-    },
+    /// Rates, latencies and memory of the engine on the demo model, in turn with other systems if asked.
+    Bench(bench::Args),
     /// Aids for writing plugin/engine/patches.
     #[command(subcommand)]
     Patch(PatchCommand),
@@ -110,9 +108,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Up(args) => return up::run(&workspace, &args),
+        Command::Demo(args) => return demo::run(&workspace, &args),
         Command::Test { fast } => suite::run(&workspace, fast)?,
         Command::RecordPlain => plain::record(&workspace)?,
-        Command::BenchSix { rounds } => bench::six(&workspace, rounds)?,
+        Command::Bench(args) => bench::run(&workspace, &args)?,
         Command::Ci => ci::run(&workspace)?,
         Command::Patch(PatchCommand::Hash { file, line, replace }) => {
             engine::print_hash(&workspace, &file, line, replace)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cinch_protocol::{ClassPolicies, ClassPolicy, Ladder, Origin};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
@@ -15,7 +15,7 @@ use crate::law::{self, Condition, ConditionKind, Decision, Inputs, State};
 use crate::link::{EngineLink, LinkError};
 use crate::shared::{EngineStatus, Shared};
 use crate::sources::{Observer, Prometheus};
-use crate::write::{Order, Written, write};
+use crate::write::{Writer, Written};
 
 /// Seconds for which a restart of the engine stays a condition.
 const RESTART_SHOWN: f64 = 60.0;
@@ -41,7 +41,8 @@ pub struct Engine<L> {
     /// Another controller writes: this one only watches from then on.
     fenced: Option<String>,
     written: BTreeMap<String, f64>,
-    writer: Option<JoinHandle<Vec<Written>>>,
+    putting: Option<JoinHandle<Vec<Written>>>,
+    tightening: Option<JoinHandle<Vec<Written>>>,
     restarted: Option<f64>,
     last_error: Option<String>,
 }
@@ -71,7 +72,8 @@ impl<L: EngineLink> Engine<L> {
             epoch: None,
             fenced: None,
             written: BTreeMap::new(),
-            writer: None,
+            putting: None,
+            tightening: None,
             restarted: None,
             last_error: None,
         }
@@ -89,6 +91,7 @@ impl<L: EngineLink> Engine<L> {
             self.collect().await;
             if Instant::now() >= next {
                 let settings = self.settings.borrow_and_update().clone();
+                self.observer.window(settings.law.quality_window);
                 next = Instant::now() + Duration::from_secs_f64(settings.tick_seconds);
                 self.tick(&settings).await;
             }
@@ -143,38 +146,25 @@ impl<L: EngineLink> Engine<L> {
         self.shared.metrics.scraped(&self.name, result);
     }
 
-    /// What the engine says of itself beside metrics. `None` where it does not: nothing can be decided then.
-    async fn ask(&mut self) -> Option<Vec<f64>> {
+    /// What the engine says of itself beside metrics. Without all of it nothing can be decided: why not.
+    async fn ask(&mut self) -> Result<(), String> {
         if self.ladder.is_none() {
             let ladder = self.read("/v1/ladder").await.and_then(parse::<Ladder>);
-            match ladder {
+            match ladder.and_then(sound) {
                 Ok(ladder) => self.ladder = Some(ladder),
                 Err(err) => self.failed("ladder", &err),
             }
         }
-        match self.read("/v1/policies").await.and_then(parse::<ClassPolicies>) {
-            Ok(policies) => self.policies = Some(policies),
-            Err(err) => {
-                self.policies = None;
-                self.failed("policies", &err);
-            }
+        let policies = self.read("/v1/policies").await.and_then(parse::<ClassPolicies>);
+        if let Err(err) = &policies {
+            self.failed("policies", err);
         }
-        let ratios: Vec<f64> = self
-            .ladder
-            .as_ref()?
-            .levels
-            .iter()
-            .map(|level| level.bytes_ratio)
-            .collect();
-        let sound =
-            ratios.first() == Some(&1.0) && ratios.windows(2).all(|pair| pair[1] < pair[0] && pair[1] > 0.0);
-        if !sound {
-            let err = LinkError::Body(format!("byte ratios {ratios:?} do not fall from 1"));
-            self.ladder = None;
-            self.failed("ladder", &err);
-            return None;
+        self.policies = policies.ok();
+        if self.ladder.is_some() && self.policies.is_some() {
+            Ok(())
+        } else {
+            Err(self.last_error.clone().unwrap_or_default())
         }
-        Some(ratios)
     }
 
     async fn tick(&mut self, settings: &Settings) {
@@ -183,16 +173,14 @@ impl<L: EngineLink> Engine<L> {
             return;
         }
         let begun = std::time::Instant::now();
-        let ratios = self.ask().await;
-        if let Some(prometheus) = &mut self.prometheus {
-            prometheus.ask(self.start.elapsed().as_secs_f64()).await;
-        }
+        let unread = self.ask().await.err();
         let now = self.now();
         let writes = matches!(settings.mode, Mode::NewRequests | Mode::Live) && self.fenced.is_none();
         let classes = self.bounds(settings);
-        let inputs = self.inputs(now, writes);
+        let inputs = self.inputs(now, writes, unread);
         let state = self.state.clone();
-        let ratios = ratios.unwrap_or_else(|| vec![1.0]);
+        let ladder = self.ladder.iter().flat_map(|ladder| &ladder.levels);
+        let ratios: Vec<f64> = ladder.map(|level| level.bytes_ratio).collect();
         let (state, mut decision) = law::step(
             &settings.law,
             &classes,
@@ -249,13 +237,13 @@ impl<L: EngineLink> Engine<L> {
         all
     }
 
-    fn inputs(&mut self, now: f64, writes: bool) -> Inputs {
+    fn inputs(&mut self, now: f64, writes: bool, unread: Option<String>) -> Inputs {
         let mut levels: BTreeMap<String, u32> = self
             .classes()
             .filter(|class| class.origin != Origin::Api)
             .filter_map(|class| Some((class.class.clone(), class.level?)))
             .collect();
-        if !writes {
+        if !writes && self.policies.is_some() {
             self.imagined.retain(|class, _| levels.contains_key(class));
             for (class, level) in &mut levels {
                 let (actual, wanted) = self.imagined.entry(class.clone()).or_insert((*level, *level));
@@ -265,9 +253,13 @@ impl<L: EngineLink> Engine<L> {
                 *level = *wanted;
             }
         }
+        let names = || self.classes().map(|class| class.class.as_str());
         let (latency, quality) = match &self.prometheus {
-            Some(prometheus) => (prometheus.latency(now), prometheus.quality(now)),
-            None => (self.observer.latency(now), self.observer.quality(now)),
+            Some(prometheus) => (prometheus.latency(names()), prometheus.quality(names())),
+            None => (
+                self.observer.latency(now, names()),
+                self.observer.quality(now, names()),
+            ),
         };
         Inputs {
             kv: self.observer.kv.reading(now),
@@ -275,12 +267,14 @@ impl<L: EngineLink> Engine<L> {
             latency,
             quality,
             levels,
+            unread,
         }
     }
 
-    /// Sends what is to be written on its way; scraping goes on meanwhile.
+    /// Sends what is to be written on its way; scraping goes on meanwhile, and leases are renewed however long
+    /// running requests take to follow.
     fn order(&mut self, settings: &Settings, decision: &Decision, now: f64) {
-        if !decision.renew || self.writer.is_some() {
+        if !decision.renew || self.putting.is_some() {
             return;
         }
         let Some(policies) = &self.policies else { return };
@@ -304,59 +298,80 @@ impl<L: EngineLink> Engine<L> {
                 (moved || held).then(|| (class.clone(), wanted))
             })
             .collect();
-        let tighten = settings.mode == Mode::Live && decision.levels.values().any(|level| *level > 0);
-        if puts.is_empty() && !tighten {
-            return;
-        }
-        let order = Order {
+        let writer = Arc::new(Writer {
+            link: self.link.clone(),
             holder: format!("cinch-controller/{}", std::process::id()),
             epoch,
             ttl_seconds: settings.lease.ttl_seconds,
-            puts,
-            tighten: tighten.then(|| decision.levels.clone()),
-        };
-        self.writer = Some(tokio::spawn(write(self.link.clone(), order)));
+        });
+        let (done, put) = oneshot::channel();
+        if puts.is_empty() {
+            // Whoever waits has gone: nobody tightens.
+            let _gone = done.send(true);
+        } else {
+            let writer = writer.clone();
+            self.putting = Some(tokio::spawn(async move {
+                let all = writer.put(puts).await;
+                let _gone = done.send(all.iter().all(|written| written.result.is_ok()));
+                all
+            }));
+        }
+        let tighten = settings.mode == Mode::Live && decision.levels.values().any(|level| *level > 0);
+        if tighten && self.tightening.is_none() {
+            let levels = decision.levels.clone();
+            self.tightening = Some(tokio::spawn(async move {
+                // Running requests follow their class, not the other way round.
+                if put.await == Ok(true) {
+                    writer.tighten(levels).await
+                } else {
+                    Vec::new()
+                }
+            }));
+        }
     }
 
-    /// Takes in what a finished writer did.
+    /// Takes in what finished writers did.
     async fn collect(&mut self) {
-        let Some(writer) = self.writer.take_if(|writer| writer.is_finished()) else {
-            return;
-        };
-        let Ok(all) = writer.await else {
-            warn!("{}: a write broke off", self.name);
-            return;
-        };
-        let now = self.now();
-        for written in all {
-            let result = match &written.result {
-                Ok(()) => "ok",
-                Err(LinkError::Refused { .. }) => "refused",
-                Err(_) => "failed",
+        for index in 0..2 {
+            let writer = [&mut self.putting, &mut self.tightening];
+            let Some(writer) = writer[index].take_if(|writer| writer.is_finished()) else {
+                continue;
             };
-            self.shared.metrics.wrote(&self.name, written.call, result);
-            match written.result {
-                Ok(()) => {
-                    if let Some(class) = written.class {
-                        self.written.insert(class, now);
-                    }
-                }
-                Err(LinkError::Refused { kind, detail, .. }) if kind == "stale-epoch" => {
-                    if self.fenced.is_none() {
-                        warn!(
-                            "{}: another controller writes here, this one stops: {detail}",
-                            self.name
-                        );
-                    }
-                    self.fenced = Some(detail);
-                }
-                // Gone, or changed since it was read: the next tick sees what there is.
-                Err(LinkError::Refused {
-                    status: 404 | 409 | 412,
-                    ..
-                }) => {}
-                Err(err) => self.failed(written.call, &err),
+            match writer.await {
+                Ok(all) => all.into_iter().for_each(|written| self.wrote(written)),
+                Err(err) => warn!("{}: a write broke off: {err}", self.name),
             }
+        }
+    }
+
+    fn wrote(&mut self, written: Written) {
+        let result = match &written.result {
+            Ok(()) => "ok",
+            Err(LinkError::Refused { .. }) => "refused",
+            Err(_) => "failed",
+        };
+        self.shared.metrics.wrote(&self.name, written.call, result);
+        match written.result {
+            Ok(()) => {
+                if let Some(class) = written.class {
+                    self.written.insert(class, self.now());
+                }
+            }
+            Err(LinkError::Refused { kind, detail, .. }) if kind == "stale-epoch" => {
+                if self.fenced.is_none() {
+                    warn!(
+                        "{}: another controller writes here, this one stops: {detail}",
+                        self.name
+                    );
+                }
+                self.fenced = Some(detail);
+            }
+            // Gone, or changed since it was read: the next tick sees what there is.
+            Err(LinkError::Refused {
+                status: 404 | 409 | 412,
+                ..
+            }) => {}
+            Err(err) => self.failed(written.call, &err),
         }
     }
 
@@ -378,6 +393,18 @@ impl<L: EngineLink> Engine<L> {
         if decision.is_some_and(|decision| decision.conditions.is_empty()) {
             self.last_error = None;
         }
+    }
+}
+
+fn sound(ladder: Ladder) -> Result<Ladder, LinkError> {
+    let ratios: Vec<f64> = ladder.levels.iter().map(|level| level.bytes_ratio).collect();
+    let falling = ratios.windows(2).all(|pair| pair[1] < pair[0] && pair[1] > 0.0);
+    if ratios.first() == Some(&1.0) && falling {
+        Ok(ladder)
+    } else {
+        Err(LinkError::Body(format!(
+            "byte ratios {ratios:?} do not fall from 1"
+        )))
     }
 }
 

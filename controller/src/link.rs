@@ -67,6 +67,8 @@ impl Http {
         // No proxy: engines are neighbours, and a proxy of the environment is meant for the world outside.
         let client = reqwest::Client::builder()
             .no_proxy()
+            // Nor a redirect: what another place says is not this engine's word.
+            .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(timeout)
             .pool_idle_timeout(Duration::from_secs(30))
             .build()

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::config::Settings;
 use crate::engine::Engine;
 use crate::http;
+use crate::law::FRESH;
 use crate::link::{Http, LinkError};
 use crate::shared::Shared;
 use crate::sources::Prometheus;
@@ -88,12 +89,9 @@ pub async fn run(path: PathBuf, overrides: Vec<String>) -> Result<(), RunError> 
         let prometheus = match &settings.prometheus {
             Some(source) => {
                 let selector = format!("{{{}={:?}}}", source.label, engine.name);
-                let http = Http::new(&source.url, None, TIMEOUT)?;
-                Some(Prometheus::new(
-                    http,
-                    &selector,
-                    settings.law.quality_window as u64,
-                ))
+                // What it says later than this is too old to act on.
+                let http = Http::new(&source.url, None, FRESH)?;
+                Some(Prometheus::new(http, &selector, watched.clone()))
             }
             None => None,
         };

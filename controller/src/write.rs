@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cinch_protocol::{ClassPolicy, Fence, PolicyChange, RequestState, RequestViews};
 use futures::stream::{self, StreamExt};
@@ -11,16 +12,16 @@ use crate::link::{EngineLink, LinkError};
 /// Requests retuned at a time: an engine answers when the request's layers have followed.
 const AT_ONCE: usize = 8;
 
-/// What is to be written.
-#[derive(Debug, Clone)]
-pub(crate) struct Order {
+/// Longest wait for what a write is answered.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// On whose behalf, and for how long.
+#[derive(Debug)]
+pub(crate) struct Writer<L> {
+    pub(crate) link: Arc<L>,
     pub(crate) holder: String,
     pub(crate) epoch: u64,
     pub(crate) ttl_seconds: u64,
-    /// Classes as they were read, and the level each is to have.
-    pub(crate) puts: Vec<(ClassPolicy, u32)>,
-    /// Levels that running requests of a class are to have at least; none to leave them alone.
-    pub(crate) tighten: Option<BTreeMap<String, u32>>,
 }
 
 /// One call and what came of it.
@@ -31,74 +32,79 @@ pub(crate) struct Written {
     pub(crate) result: Result<(), LinkError>,
 }
 
-/// Carries an order out.
-pub(crate) async fn write<L: EngineLink>(link: Arc<L>, order: Order) -> Vec<Written> {
-    let mut all = Vec::new();
-    let change = |level: u32, ttl_seconds: Option<u64>| {
+impl<L: EngineLink> Writer<L> {
+    /// Sets the level of each class, as it was read, under a lease. Ends with the first that is refused.
+    pub(crate) async fn put(&self, classes: Vec<(ClassPolicy, u32)>) -> Vec<Written> {
+        let mut all = Vec::new();
+        for (class, level) in classes {
+            let path = format!("/v1/policies/{}", class.class);
+            let etag = Some(class.etag.as_str());
+            let result = self.send("PUT", &path, etag, level, Some(self.ttl_seconds)).await;
+            let refused = result.is_err();
+            all.push(Written {
+                call: "put",
+                class: Some(class.class),
+                result,
+            });
+            if refused {
+                break;
+            }
+        }
+        all
+    }
+
+    /// Tightens running requests to the level of their class, some at a time.
+    pub(crate) async fn tighten(&self, levels: BTreeMap<String, u32>) -> Vec<Written> {
+        let views = bounded(self.link.get("/v1/requests")).await;
+        let behind = match views.and_then(|text| behind(&text, &levels)) {
+            Ok(behind) => behind,
+            Err(err) => {
+                return vec![Written {
+                    call: "requests",
+                    class: None,
+                    result: Err(err),
+                }];
+            }
+        };
+        let patches = behind.into_iter().map(|(id, level)| async move {
+            let path = format!("/v1/requests/{id}");
+            Written {
+                call: "patch",
+                class: None,
+                result: self.send("PATCH", &path, None, level, None).await,
+            }
+        });
+        let patches: Vec<_> = patches.collect();
+        stream::iter(patches).buffered(AT_ONCE).collect().await
+    }
+
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        if_match: Option<&str>,
+        level: u32,
+        ttl_seconds: Option<u64>,
+    ) -> Result<(), LinkError> {
         let change = PolicyChange {
             level: Some(level),
             fence: Some(Fence {
-                holder: order.holder.clone(),
-                epoch: order.epoch,
+                holder: self.holder.clone(),
+                epoch: self.epoch,
             }),
             ttl_seconds,
             ..PolicyChange::default()
         };
-        serde_json::to_string(&change).map_err(|err| LinkError::Body(err.to_string()))
-    };
-    for (class, level) in &order.puts {
-        let path = format!("/v1/policies/{}", class.class);
-        let result = match change(*level, Some(order.ttl_seconds)) {
-            Ok(body) => link.send("PUT", &path, Some(&class.etag), body).await.map(|_| ()),
-            Err(err) => Err(err),
-        };
-        let refused = result.is_err();
-        all.push(Written {
-            call: "put",
-            class: Some(class.class.clone()),
-            result,
-        });
-        if refused {
-            // Running requests follow their class, not the other way round.
-            return all;
-        }
+        let body = serde_json::to_string(&change).map_err(|err| LinkError::Body(err.to_string()))?;
+        bounded(self.link.send(method, path, if_match, body))
+            .await
+            .map(|_| ())
     }
-    let Some(levels) = order.tighten else { return all };
-    let behind = match link.get("/v1/requests").await {
-        Ok(text) => behind(&text, &levels),
-        Err(err) => Err(err),
-    };
-    let behind = match behind {
-        Ok(behind) => behind,
-        Err(result) => {
-            all.push(Written {
-                call: "requests",
-                class: None,
-                result: Err(result),
-            });
-            return all;
-        }
-    };
-    let patches = behind.into_iter().map(|(id, level)| {
-        let (link, body) = (link.clone(), change(level, None));
-        async move {
-            let result = match body {
-                Ok(body) => link
-                    .send("PATCH", &format!("/v1/requests/{id}"), None, body)
-                    .await
-                    .map(|_| ()),
-                Err(err) => Err(err),
-            };
-            Written {
-                call: "patch",
-                class: None,
-                result,
-            }
-        }
-    });
-    let patches: Vec<_> = patches.collect();
-    all.extend(stream::iter(patches).buffered(AT_ONCE).collect::<Vec<_>>().await);
-    all
+}
+
+async fn bounded(call: impl Future<Output = Result<String, LinkError>>) -> Result<String, LinkError> {
+    let answer = tokio::time::timeout(PATIENCE, call).await;
+    answer.unwrap_or(Err(LinkError::Timeout(PATIENCE)))
 }
 
 /// Live requests looser than their class, largest first. One whose client asked for its policy is left alone,

@@ -31,6 +31,7 @@ impl Bench {
             latency: BTreeMap::new(),
             quality: BTreeMap::new(),
             levels: BTreeMap::new(),
+            unread: None,
         };
         Self {
             config: LawConfig::default(),
@@ -449,6 +450,7 @@ fn garbage() -> impl Strategy<Value = Inputs> {
         latency: BTreeMap::from([("default".to_owned(), latency)]),
         quality: BTreeMap::from([("default".to_owned(), quality)]),
         levels: BTreeMap::new(),
+        unread: None,
     })
 }
 

@@ -40,9 +40,18 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
 }
 
 fn workspace_tests(workspace: &Workspace, nextest: bool) -> Vec<Command> {
+    let prometheus = process::in_path("prometheus").is_some();
+    if !prometheus {
+        eprintln!(
+            "==> Left out: the controller against a real Prometheus; install Debian's package prometheus"
+        );
+    }
     let command = |args: &[&str]| {
         let mut command = cargo(workspace, &workspace.root);
         command.args(args).args(["--workspace", "--exclude", END_TO_END]);
+        if prometheus {
+            command.args(["--features", "cinch-controller/prometheus-tests"]);
+        }
         command
     };
     let mut commands = if nextest {

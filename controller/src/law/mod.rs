@@ -43,8 +43,12 @@ pub fn step(
     let mut tick = tick::Tick::new(config, classes, ratios, state, inputs, now.as_secs_f64());
     tick.adopt();
     tick.quality();
-    tick.tighten();
-    tick.latency();
-    tick.loosen();
+    if inputs.unread.is_some() {
+        tick.blind();
+    } else {
+        tick.tighten();
+        tick.latency();
+        tick.loosen();
+    }
     tick.finish()
 }

@@ -35,6 +35,9 @@ impl Tick<'_> {
         {
             self.say(ConditionKind::ProcessMissing, None, reason);
         }
+        if let Some(reason) = &self.inputs.unread {
+            self.say(ConditionKind::LevelsMissing, None, reason.clone());
+        }
         let all_lost = lost(&self.inputs.kv) && lost(&self.inputs.process);
         if all_lost {
             let message = "levels are held until their leases end".to_owned();
@@ -55,7 +58,7 @@ impl Tick<'_> {
         }
         let managed = &self.inputs.levels;
         let others: Vec<String> = match &self.inputs.kv {
-            Reading::Fresh { value, .. } => value
+            Reading::Fresh { value, .. } if self.inputs.unread.is_none() => value
                 .classes
                 .keys()
                 .filter(|name| !managed.contains_key(*name))
@@ -71,7 +74,11 @@ impl Tick<'_> {
         let decision = Decision {
             phase: self.phase(all_lost, frozen),
             demand: self.demand.as_ref().map(demand::Demand::total),
-            projected: self.demand.as_ref().map(|demand| demand.at(&self.before)),
+            projected: self
+                .demand
+                .as_ref()
+                .filter(|_| self.inputs.unread.is_none())
+                .map(|demand| demand.at(&self.before)),
             usage: self.demand.as_ref().map(demand::Demand::usage),
             renew: !all_lost,
             moves: self.moves,

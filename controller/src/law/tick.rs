@@ -88,9 +88,10 @@ impl<'a> Tick<'a> {
     /// Takes up the levels that hold, and forgets classes that are gone.
     pub(super) fn adopt(&mut self) {
         let inputs = self.inputs;
-        self.state
-            .classes
-            .retain(|name, _| inputs.levels.contains_key(name));
+        if inputs.unread.is_none() {
+            let levels = &inputs.levels;
+            self.state.classes.retain(|name, _| levels.contains_key(name));
+        }
         for (name, level) in &inputs.levels {
             let class = self.class(name);
             if class.level != *level {
@@ -99,6 +100,19 @@ impl<'a> Tick<'a> {
                 class.window.clear();
                 class.level = *level;
             }
+        }
+    }
+
+    /// Neither levels nor ratios are known: nothing can be weighed against them, and no window spans the gap.
+    pub(super) fn blind(&mut self) {
+        let state = &mut self.state;
+        state.used.clear();
+        for votes in [&mut state.demand, &mut state.process, &mut state.queue] {
+            votes.clear();
+        }
+        for class in state.classes.values_mut() {
+            class.window.clear();
+            class.latency.clear();
         }
     }
 

@@ -98,6 +98,8 @@ pub struct Inputs {
     /// The level that the engine serves new requests of a class at; absent for a class that is not the
     /// controller's to move (a person pinned it, or it has a policy off the ladder).
     pub levels: BTreeMap<String, u32>,
+    /// Why the engine's levels or its ladder can't be read: `levels` is then no news of what there is.
+    pub unread: Option<String>,
 }
 
 /// Why a class moves.
@@ -211,6 +213,8 @@ pub enum ConditionKind {
     LatencyMissing,
     /// Quality can't be read, or has too few samples.
     QualityMissing,
+    /// The levels of classes, or the ladder, can't be read.
+    LevelsMissing,
     /// All inputs are lost.
     AllLost,
     /// Memory wants a level that quality, or the class's ceiling, forbids.
@@ -234,6 +238,7 @@ impl ConditionKind {
             Self::ProcessMissing => "ProcessMissing",
             Self::LatencyMissing => "LatencyMissing",
             Self::QualityMissing => "QualityMissing",
+            Self::LevelsMissing => "LevelsMissing",
             Self::AllLost => "AllLost",
             Self::QualityCapped => "QualityCapped",
             Self::FlapDetected => "FlapDetected",

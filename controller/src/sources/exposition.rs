@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 
+/// Most series that are kept: some hundred classes' histograms. Each scrape of a window holds as many.
+const MAX_SERIES: usize = 20_000;
+
 /// Labels of a series.
 pub type Labels = BTreeMap<String, String>;
 
@@ -21,6 +24,9 @@ pub enum ExpositionError {
         /// Its beginning.
         text: String,
     },
+    /// More wanted series than are kept.
+    #[error("more than {MAX_SERIES} series")]
+    TooMany,
     /// Nothing wanted is in it.
     #[error("none of the metrics that are read")]
     Empty,
@@ -30,9 +36,10 @@ impl Samples {
     /// Reads a text, keeping metrics that are `wanted`.
     ///
     /// # Errors
-    /// A malformed line, or a text that holds nothing wanted.
+    /// A malformed line, or a text that holds nothing wanted, or too much of it.
     pub fn parse(text: &str, wanted: impl Fn(&str) -> bool) -> Result<Self, ExpositionError> {
         let mut all: BTreeMap<String, Vec<(Labels, f64)>> = BTreeMap::new();
+        let mut kept = 0;
         for (index, line) in text.lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
@@ -43,6 +50,10 @@ impl Samples {
                 text: line.chars().take(60).collect(),
             })?;
             if wanted(name) {
+                kept += 1;
+                if kept > MAX_SERIES {
+                    return Err(ExpositionError::TooMany);
+                }
                 all.entry(name.to_owned()).or_default().push((labels, value));
             }
         }

@@ -1,5 +1,6 @@
 //! What is read: an engine's `/metrics` and, for latency and quality, a Prometheus if there is one.
 
+mod checked;
 pub mod exposition;
 mod observe;
 mod promql;

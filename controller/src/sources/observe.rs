@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::checked::{self, Checked, ERROR, FIRST_TOKEN, INTER_TOKEN, sound};
 use super::exposition::Samples;
 use super::tracker::Tracker;
 use super::window::Window;
 use crate::law::{ClassMemory, KvMemory, Latency, ProcessMemory, Quality, Reading};
 
-const FIRST_TOKEN: &str = "cinch_time_to_first_token_seconds";
-const INTER_TOKEN: &str = "cinch_inter_token_latency_seconds";
-const ERROR: &str = "cinch_attention_error";
 const STARTED: &str = "process_start_time_seconds";
 
 /// What has been read of one engine.
@@ -49,6 +47,13 @@ impl Observer {
             inter_token: Window::new(INTER_TOKEN, window),
             error: Window::new(ERROR, window),
             started: None,
+        }
+    }
+
+    /// Latency and quality over `seconds` from now on.
+    pub fn window(&mut self, seconds: f64) {
+        for window in [&mut self.first_token, &mut self.inter_token, &mut self.error] {
+            window.length = seconds;
         }
     }
 
@@ -97,55 +102,49 @@ impl Observer {
         Ok(restarted)
     }
 
-    fn with_age<T>(&self, now: f64, value: T) -> Reading<T> {
-        match self.scraped.reading(now) {
+    /// What a scrape says of all classes is as old as the scrape.
+    fn with_age<'a, T>(
+        &self,
+        now: f64,
+        value: Checked<T>,
+        classes: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<String, Reading<T>> {
+        let reading = match self.scraped.reading(now) {
             Reading::Fresh { age, .. } => Reading::Fresh { value, age },
             Reading::Stale { age } => Reading::Stale { age },
             Reading::Missing { reason, lost } => Reading::Missing { reason, lost },
-        }
+        };
+        checked::split(reading, classes)
     }
 
-    /// Latency by class.
+    /// Latency by class; what is missing for all is missing for each of `classes`.
     #[must_use]
-    pub fn latency(&self, now: f64) -> BTreeMap<String, Reading<Latency>> {
+    pub fn latency<'a>(
+        &self,
+        now: f64,
+        classes: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<String, Reading<Latency>> {
         let inter_token = self.inter_token.observed();
         let all = self.first_token.observed().into_iter();
-        all.map(|(class, first)| {
+        let all = all.map(|(class, first)| {
             let next = inter_token.get(&class);
-            let latency = Latency {
-                ttft_p95: first.quantile(0.95),
-                ttft_samples: first.count,
-                itl_p95: next.and_then(|next| next.quantile(0.95)),
-                itl_samples: next.map_or(0.0, |next| next.count),
-            };
-            let reading = self.with_age(now, latency);
-            (class, reading)
-        })
-        .collect()
+            let next = next.map_or((None, 0.0), |next| (next.quantile(0.95), next.count));
+            let latency = checked::latency((first.quantile(0.95), first.count), next);
+            (class, latency)
+        });
+        self.with_age(now, all.collect(), classes)
     }
 
-    /// Quality by class; a class whose cache was never compressed in the window has no error to report.
+    /// Quality by class; what is missing for all is missing for each of `classes`.
     #[must_use]
-    pub fn quality(&self, now: f64) -> BTreeMap<String, Reading<Quality>> {
+    pub fn quality<'a>(
+        &self,
+        now: f64,
+        classes: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<String, Reading<Quality>> {
         let all = self.error.observed().into_iter();
-        all.map(|(class, error)| {
-            let quality = Quality {
-                error: error.mean().unwrap_or(0.0),
-                samples: error.count,
-            };
-            let reading = self.with_age(now, quality);
-            (class, reading)
-        })
-        .collect()
-    }
-}
-
-/// A number that can be a size or a count.
-fn sound(name: &str, value: f64) -> Result<f64, String> {
-    if value.is_finite() && value >= 0.0 {
-        Ok(value)
-    } else {
-        Err(format!("{name} is {value}"))
+        let all = all.map(|(class, error)| (class, checked::quality(error.sum, error.count)));
+        self.with_age(now, all.collect(), classes)
     }
 }
 

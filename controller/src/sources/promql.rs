@@ -1,31 +1,49 @@
-//! Latency and quality from a Prometheus over HTTP, for fleets whose requests one engine does not see.
+//! Latency and quality from a Prometheus, where one sees more than the controller's own scrapes: any number of
+//! replicas, and the time before it started. Nobody waits for it: it is asked aside, and what it said last has an age.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::checked::{self, Checked, ERROR, FIRST_TOKEN, INTER_TOKEN};
 use super::tracker::Tracker;
-use crate::law::{Latency, Quality, Reading};
+use crate::config::Settings;
+use crate::law::{LOST, Latency, Quality, Reading};
 use crate::link::{Http, LinkError};
 
-/// One engine's series in a Prometheus.
+/// Between two questions. A tick acts on what is at most 2 s old.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The label that says which part of the question a series answers.
+const PART: &str = "cinch_part";
+
+/// One engine's series in a Prometheus, asked for until this is dropped.
 #[derive(Debug)]
 pub struct Prometheus {
-    http: Http,
-    /// `{instance="…"}` or what else picks the engine's series.
-    selector: String,
-    window: u64,
-    latency: Tracker<BTreeMap<String, Latency>>,
-    quality: Tracker<BTreeMap<String, Quality>>,
+    start: Instant,
+    seen: watch::Receiver<Seen>,
+    /// Ends with its owner.
+    _asking: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    latency: Tracker<Checked<Latency>>,
+    quality: Tracker<Checked<Quality>>,
 }
 
 #[derive(Deserialize)]
 struct Answer {
     status: String,
     #[serde(default)]
-    data: Option<Data>,
-    #[serde(default)]
     error: Option<String>,
+    #[serde(default)]
+    data: Option<Data>,
 }
 
 #[derive(Deserialize)]
@@ -39,122 +57,158 @@ struct Series {
     value: (f64, String),
 }
 
+/// Values by part of the question, then by class; a part that is of no class has the class "".
+type Parts = BTreeMap<String, BTreeMap<String, f64>>;
+
 impl Prometheus {
-    /// Asks `http` for the series that `selector` picks, over `window` seconds.
+    /// Asks `http` for the series that `selector` picks, over the window that `settings` say at the time.
     #[must_use]
-    pub fn new(http: Http, selector: &str, window: u64) -> Self {
+    pub fn new(http: Http, selector: &str, settings: watch::Receiver<Arc<Settings>>) -> Self {
+        let start = Instant::now();
+        let (tell, seen) = watch::channel(Seen::default());
+        let selector = selector.to_owned();
+        let mut asking = JoinSet::new();
+        asking.spawn(async move {
+            let mut due = interval(PERIOD);
+            due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                due.tick().await;
+                let window = settings.borrow().law.quality_window;
+                // What it says is true of some moment since it was asked: the earliest counts.
+                let at = start.elapsed().as_secs_f64();
+                let answer = ask(&http, &selector, window).await;
+                let now = start.elapsed().as_secs_f64();
+                tell.send_modify(|seen| seen.take(at, now, answer));
+            }
+        });
         Self {
-            http,
-            selector: selector.to_owned(),
-            window,
-            latency: Tracker::default(),
-            quality: Tracker::default(),
+            start,
+            seen,
+            _asking: asking,
         }
     }
 
-    /// Asks for everything; `now` in seconds since the controller started.
-    pub async fn ask(&mut self, now: f64) {
-        match self.ask_latency().await {
-            Ok(latency) => self.latency.value(now, latency),
-            Err(err) => self.latency.failed(now, err.to_string()),
-        }
-        match self.ask_quality().await {
-            Ok(quality) => self.quality.value(now, quality),
-            Err(err) => self.quality.failed(now, err.to_string()),
-        }
-    }
-
-    async fn ask_latency(&self) -> Result<BTreeMap<String, Latency>, LinkError> {
-        let quantile = |metric: &str| {
-            let rate = self.rate(&format!("{metric}_bucket"));
-            format!("histogram_quantile(0.95, sum by (le, class) ({rate}))")
-        };
-        let count = |metric: &str| format!("sum by (class) ({})", self.increase(&format!("{metric}_count")));
-        let (first, next) = (
-            "cinch_time_to_first_token_seconds",
-            "cinch_inter_token_latency_seconds",
-        );
-        let ttft = self.query(&quantile(first)).await?;
-        let ttft_samples = self.query(&count(first)).await?;
-        let itl = self.query(&quantile(next)).await?;
-        let itl_samples = self.query(&count(next)).await?;
-        let all = ttft_samples.iter().map(|(class, samples)| {
-            // Prometheus answers NaN for a quantile of nothing.
-            let of =
-                |values: &BTreeMap<String, f64>| values.get(class).copied().filter(|value| value.is_finite());
-            let latency = Latency {
-                ttft_p95: of(&ttft),
-                ttft_samples: *samples,
-                itl_p95: of(&itl),
-                itl_samples: of(&itl_samples).unwrap_or(0.0),
-            };
-            (class.clone(), latency)
-        });
-        Ok(all.collect())
-    }
-
-    async fn ask_quality(&self) -> Result<BTreeMap<String, Quality>, LinkError> {
-        let sum = |metric: &str| format!("sum by (class) ({})", self.increase(metric));
-        let errors = self.query(&sum("cinch_attention_error_sum")).await?;
-        let samples = self.query(&sum("cinch_attention_error_count")).await?;
-        let all = samples.iter().map(|(class, samples)| {
-            let sum = errors.get(class).copied().unwrap_or(f64::NAN);
-            let error = if *samples > 0.0 { sum / samples } else { 0.0 };
-            let samples = *samples;
-            (class.clone(), Quality { error, samples })
-        });
-        Ok(all.collect())
-    }
-
-    fn rate(&self, metric: &str) -> String {
-        format!("rate({metric}{}[{}s])", self.selector, self.window)
-    }
-
-    fn increase(&self, metric: &str) -> String {
-        format!("increase({metric}{}[{}s])", self.selector, self.window)
-    }
-
-    /// An instant query's values by class. No series at all is a failure: `rate` keeps answering for a while
-    /// after a target died, and answers nothing after that.
-    async fn query(&self, query: &str) -> Result<BTreeMap<String, f64>, LinkError> {
-        let text = self.http.get_query("/api/v1/query", query).await?;
-        let answer: Answer = serde_json::from_str(&text).map_err(|err| LinkError::Body(err.to_string()))?;
-        if answer.status != "success" {
-            let why = answer.error.unwrap_or_else(|| answer.status.clone());
-            return Err(LinkError::Body(format!("{query}: {why}")));
-        }
-        let all: BTreeMap<String, f64> = answer
-            .data
-            .into_iter()
-            .flat_map(|data| data.result)
-            .filter_map(|series| Some((series.metric.get("class")?.clone(), series.value.1.parse().ok()?)))
-            .collect();
-        if all.is_empty() {
-            return Err(LinkError::Body(format!("{query}: no series")));
-        }
-        Ok(all)
-    }
-
-    /// Latency by class.
+    /// Latency by class; what is missing for all is missing for each of `classes`.
     #[must_use]
-    pub fn latency(&self, now: f64) -> BTreeMap<String, Reading<Latency>> {
-        split(self.latency.reading(now))
+    pub fn latency<'a>(&self, classes: impl Iterator<Item = &'a str>) -> BTreeMap<String, Reading<Latency>> {
+        let now = self.start.elapsed().as_secs_f64();
+        checked::split(self.seen.borrow().latency.reading(now), classes)
     }
 
-    /// Quality by class.
+    /// Quality by class; what is missing for all is missing for each of `classes`.
     #[must_use]
-    pub fn quality(&self, now: f64) -> BTreeMap<String, Reading<Quality>> {
-        split(self.quality.reading(now))
+    pub fn quality<'a>(&self, classes: impl Iterator<Item = &'a str>) -> BTreeMap<String, Reading<Quality>> {
+        let now = self.start.elapsed().as_secs_f64();
+        checked::split(self.seen.borrow().quality.reading(now), classes)
     }
 }
 
-/// A reading of all classes as one of each; what is missing for all is absent for each.
-fn split<T>(reading: Reading<BTreeMap<String, T>>) -> BTreeMap<String, Reading<T>> {
-    match reading {
-        Reading::Fresh { value, age } => value
-            .into_iter()
-            .map(|(class, value)| (class, Reading::Fresh { value, age }))
-            .collect(),
-        Reading::Stale { .. } | Reading::Missing { .. } => BTreeMap::new(),
+impl Seen {
+    fn take(&mut self, at: f64, now: f64, answer: Result<Parts, LinkError>) {
+        match answer {
+            Ok(parts) => {
+                self.latency.value(at, latency(&parts));
+                self.quality.value(at, quality(&parts));
+            }
+            Err(err) => {
+                self.latency.failed(now, err.to_string());
+                self.quality.failed(now, err.to_string());
+            }
+        }
     }
+}
+
+/// One instant query for everything, so that all of it is of one moment.
+fn question(selector: &str, window: f64) -> String {
+    let window = (window * 1000.0).round();
+    let over = |function: &str, metric: &str, suffix: &str| {
+        format!("{function}({metric}_{suffix}{selector}[{window}ms])")
+    };
+    let p95 = |metric: &str| {
+        let rate = over("rate", metric, "bucket");
+        format!("histogram_quantile(0.95, sum by (le, class) ({rate}))")
+    };
+    let sum = |metric: &str, suffix: &str| format!("sum by (class) ({})", over("increase", metric, suffix));
+    let parts = [
+        ("up", format!("min(up{selector})")),
+        ("age", format!("max(time() - timestamp(up{selector}))")),
+        ("first_p95", p95(FIRST_TOKEN)),
+        ("first_count", sum(FIRST_TOKEN, "count")),
+        ("next_p95", p95(INTER_TOKEN)),
+        ("next_count", sum(INTER_TOKEN, "count")),
+        ("error_sum", sum(ERROR, "sum")),
+        ("error_count", sum(ERROR, "count")),
+    ];
+    let named = parts.map(|(name, part)| format!("label_replace({part}, {PART:?}, {name:?}, \"\", \"\")"));
+    named.join(" or ")
+}
+
+async fn ask(http: &Http, selector: &str, window: f64) -> Result<Parts, LinkError> {
+    let text = http
+        .get_query("/api/v1/query", &question(selector, window))
+        .await?;
+    let answer: Answer = serde_json::from_str(&text).map_err(|err| LinkError::Body(err.to_string()))?;
+    if answer.status != "success" {
+        return Err(LinkError::Body(answer.error.unwrap_or(answer.status)));
+    }
+    let mut parts = Parts::new();
+    for series in answer.data.into_iter().flat_map(|data| data.result) {
+        let (_, text) = series.value;
+        let value = text.parse();
+        let value = value.map_err(|_| LinkError::Body(format!("{text:?} is no number")))?;
+        let label = |name: &str| series.metric.get(name).cloned().unwrap_or_default();
+        parts
+            .entry(label(PART))
+            .or_default()
+            .insert(label("class"), value);
+    }
+    alive(&parts, selector)?;
+    Ok(parts)
+}
+
+/// `rate` keeps answering for a window after its target died: `up`, and how long ago that was looked at, say more.
+fn alive(parts: &Parts, selector: &str) -> Result<(), LinkError> {
+    let of = |name: &str| parts.get(name).and_then(|part| part.get("")).copied();
+    let (Some(up), Some(age)) = (of("up"), of("age")) else {
+        return Err(LinkError::Body(format!("no series up{selector}")));
+    };
+    if up != 1.0 {
+        return Err(LinkError::Body(format!(
+            "up{selector} is {up}: it can't scrape the engine"
+        )));
+    }
+    // Written so that NaN is too old.
+    if age <= LOST.as_secs_f64() {
+        Ok(())
+    } else {
+        Err(LinkError::Body(format!("it scraped the engine {age:.0} s ago")))
+    }
+}
+
+fn latency(parts: &Parts) -> Checked<Latency> {
+    let (first, next) = (parts.get("first_count"), parts.get("next_count"));
+    let classes = first.into_iter().chain(next).flat_map(BTreeMap::keys);
+    let all = classes.map(|class| {
+        let of = |name: &str| parts.get(name).and_then(|part| part.get(class)).copied();
+        let percentile = |p95, count| (of(p95), of(count).unwrap_or(0.0));
+        let latency = checked::latency(
+            percentile("first_p95", "first_count"),
+            percentile("next_p95", "next_count"),
+        );
+        (class.clone(), latency)
+    });
+    all.collect()
+}
+
+fn quality(parts: &Parts) -> Checked<Quality> {
+    let sums = parts.get("error_sum");
+    let all = parts
+        .get("error_count")
+        .into_iter()
+        .flatten()
+        .map(|(class, count)| {
+            let sum = sums.and_then(|sums| sums.get(class)).copied();
+            (class.clone(), checked::quality(sum.unwrap_or(f64::NAN), *count))
+        });
+    all.collect()
 }

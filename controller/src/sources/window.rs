@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::exposition::Samples;
 
+/// Scrapes that a window is kept in: how exactly its beginning is known.
+const STEPS: f64 = 64.0;
+
 /// A cumulative histogram of one class.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Histogram {
@@ -50,19 +53,14 @@ impl Observed {
         }
         None
     }
-
-    /// The mean; none without samples.
-    #[must_use]
-    pub(super) fn mean(&self) -> Option<f64> {
-        (self.count > 0.0).then(|| self.sum / self.count)
-    }
 }
 
 /// One metric's histograms by class, over the last `length` seconds.
 #[derive(Debug, Clone)]
 pub(super) struct Window {
     metric: String,
-    length: f64,
+    /// Seconds.
+    pub(super) length: f64,
     scrapes: VecDeque<(f64, BTreeMap<String, Histogram>)>,
 }
 
@@ -115,6 +113,12 @@ impl Window {
         if fell {
             self.clear();
         }
+        // A long window keeps no more scrapes than a short one: the newest makes way until it is a step away.
+        if let [.., before, newest] = self.scrapes.make_contiguous()
+            && newest.0 - before.0 < self.length / STEPS
+        {
+            self.scrapes.pop_back();
+        }
         self.scrapes.push_back((now, all));
         while self.scrapes.len() > 2 && self.scrapes[1].0 <= now - self.length {
             self.scrapes.pop_front();
@@ -166,13 +170,28 @@ mod tests {
         assert_eq!(window.observed()["x"].quantile(0.5), None);
         window.add(30.0, &scrape([100.0, 110.0, 110.0], 65.0));
         let seen = window.observed()["x"].clone();
-        assert_eq!((seen.count, seen.mean()), (10.0, Some(1.5)));
+        assert_eq!((seen.count, seen.sum), (10.0, 15.0));
         assert_eq!(seen.quantile(0.5), Some(1.5));
         window.add(90.0, &scrape([100.0, 110.0, 110.0], 65.0));
         assert_eq!(
             window.observed()["x"].count,
             0.0,
             "half a minute ago is outside by now"
+        );
+    }
+
+    #[test]
+    fn a_long_window_keeps_few_scrapes_and_counts_the_same() {
+        let mut window = Window::new("h", 3600.0);
+        for second in 0..10_000 {
+            let count = f64::from(second);
+            window.add(count, &scrape([count, count, count], count));
+        }
+        assert!(window.scrapes.len() <= 67, "{} scrapes", window.scrapes.len());
+        let counted = window.observed()["x"].count;
+        assert!(
+            (3600.0..3600.0 + 3600.0 / STEPS + 1.0).contains(&counted),
+            "{counted}"
         );
     }
 

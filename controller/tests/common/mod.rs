@@ -28,6 +28,12 @@ pub(crate) enum Health {
     Garbage,
     Negative,
     Hanging,
+    /// Its policies can't be read.
+    NoPolicies,
+    /// Its ladder can't.
+    NoLadder,
+    /// A retune is never answered.
+    Stuck,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -319,6 +325,8 @@ impl EngineLink for Plant {
             Health::Hanging => std::future::pending().await,
             Health::Empty if path == "/metrics" => return Ok(String::new()),
             Health::Garbage if path == "/metrics" => return Ok("<html>not found</html>".into()),
+            Health::NoPolicies if path == "/v1/policies" => return Err(refused(500, "internal")),
+            Health::NoLadder if path == "/v1/ladder" => return Err(refused(500, "internal")),
             _ => {}
         }
         Ok(self.with(|inner| inner.get(path)))
@@ -331,8 +339,10 @@ impl EngineLink for Plant {
         if_match: Option<&str>,
         body: String,
     ) -> Result<String, LinkError> {
-        if self.with(|inner| inner.health) == Health::Dead {
-            return Err(LinkError::Unreachable("connection refused".into()));
+        match self.with(|inner| inner.health) {
+            Health::Dead => return Err(LinkError::Unreachable("connection refused".into())),
+            Health::Stuck if method == "PATCH" => std::future::pending().await,
+            _ => {}
         }
         match (method, path.rsplit_once('/').unwrap()) {
             ("PUT", ("/v1/policies", "default")) => self.with(|inner| inner.put(if_match, &body)),

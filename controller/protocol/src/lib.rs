@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+pub mod bench;
 mod policy;
 pub mod probe;
 

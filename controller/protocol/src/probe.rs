@@ -13,6 +13,13 @@ pub struct Plan {
     pub prefix_cache: bool,
     /// Groups run one after another, the runs within a group at once.
     pub groups: Vec<Vec<Run>>,
+    /// Only note when each step was: no logits are looked at, none forced, and a run does not end before
+    /// `max_tokens`, whatever comes. For measurements.
+    #[serde(default)]
+    pub timing: bool,
+    /// A text to tokenize before all else; its tokens are [`Report::tokenized`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tokenize: String,
     /// Where to write every step's logits, f32 little endian, run after run; absent: only hashes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<PathBuf>,
@@ -59,17 +66,35 @@ impl Run {
     }
 }
 
-/// What came out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What came out. Memory is what the system says of the process; absent where it does not.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// Tokens that the model can attend to.
+    #[serde(default)]
+    pub context: Option<usize>,
+    /// Tokens of [`Plan::tokenize`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tokenized: Vec<u32>,
+    /// Bytes resident before the first group: the loaded model.
+    #[serde(default)]
+    pub loaded_rss: Option<u64>,
+    /// The most bytes that were resident by then: what loading took.
+    #[serde(default)]
+    pub loaded_peak_rss: Option<u64>,
+    /// The most bytes that were resident during each group.
+    #[serde(default)]
+    pub group_peak_rss: Vec<Option<u64>>,
+    /// The most bytes that the plugin's blocks took since the start; absent where there is no plugin.
+    #[serde(default)]
+    pub kv_peak_bytes: Option<u64>,
     /// Wall time a group, seconds.
     pub group_seconds: Vec<f64>,
     /// One a run, in the order of the plan.
     pub runs: Vec<RunReport>,
 }
 
-/// One request's steps.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// One request's steps. A plan for [timing](Plan::timing) leaves tokens, gaps and hashes empty.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RunReport {
     /// The run's name.
     pub name: String,
@@ -79,6 +104,9 @@ pub struct RunReport {
     pub first_token_seconds: f64,
     /// Seconds from the group's start to the last sampled token.
     pub seconds: f64,
+    /// Seconds from the group's start to each sampled token.
+    #[serde(default)]
+    pub step_seconds: Vec<f64>,
     /// The prompt as the engine tokenized it.
     pub prompt: Vec<u32>,
     /// Greedy (or forced) token of each step of choice 0.

@@ -1,8 +1,11 @@
 //! Which implementation runs. Invariant: a [`Kernels`] exists only for an implementation that this CPU can
 //! run, so having one is the proof that calls through it need no further check.
 
+#[cfg(target_arch = "x86_64")]
+use crate::x86::{Avx2, Avx512};
 use crate::{
-    Codec, ColumnSums, Heads, KernelError, Partial, Rows, RowsMut, Scratch, Segment, portable, scalar,
+    Codec, ColumnSums, Heads, KernelError, Partial, Rows, RowsMut, Scratch, Segment, portable::Portable,
+    scalar,
 };
 
 /// An implementation of every kernel, chosen once and passed down; as small as a byte.
@@ -15,17 +18,30 @@ pub struct Kernels(Isa);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Isa {
     Scalar,
-    Portable,
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 /// Every implementation there is, on any machine, slowest first.
-pub const NAMES: [&str; 2] = ["scalar", "portable"];
+pub const NAMES: [&str; 4] = ["scalar", "portable", "avx2", "avx512"];
 
 impl Kernels {
     /// The fastest implementation that this CPU can run.
     #[must_use]
     pub fn detect() -> Self {
-        Self(Isa::Portable)
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Ok(s) = Avx512::detect() {
+                return Self(Isa::Avx512(s));
+            }
+            if let Ok(s) = Avx2::detect() {
+                return Self(Isa::Avx2(s));
+            }
+        }
+        Self(Isa::Portable(Portable))
     }
 
     /// The named implementation.
@@ -36,7 +52,16 @@ impl Kernels {
     pub fn forced(name: &str) -> Result<Self, KernelError> {
         match name {
             "scalar" => Ok(Self(Isa::Scalar)),
-            "portable" => Ok(Self(Isa::Portable)),
+            "portable" => Ok(Self(Isa::Portable(Portable))),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => Avx2::detect().map(|s| Self(Isa::Avx2(s))),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => Avx512::detect().map(|s| Self(Isa::Avx512(s))),
+            #[cfg(not(target_arch = "x86_64"))]
+            "avx2" | "avx512" => Err(KernelError::Unsupported {
+                given: if name == "avx2" { "avx2" } else { "avx512" },
+                missing: "x86-64".into(),
+            }),
             _ => Err(KernelError::Unknown { given: name.into() }),
         }
     }
@@ -52,7 +77,11 @@ impl Kernels {
     pub fn name(self) -> &'static str {
         match self.0 {
             Isa::Scalar => "scalar",
-            Isa::Portable => "portable",
+            Isa::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
         }
     }
 
@@ -68,7 +97,11 @@ impl Kernels {
     pub fn pack(self, codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
         match self.0 {
             Isa::Scalar => scalar::pack(codec, dim, src, dst),
-            Isa::Portable => portable::pack(codec, dim, src, dst),
+            Isa::Portable(s) => s.pack(codec, dim, src, dst),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.pack(codec, dim, src, dst),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.pack(codec, dim, src, dst),
         }
     }
 
@@ -79,7 +112,11 @@ impl Kernels {
     pub fn unpack(self, codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
         match self.0 {
             Isa::Scalar => scalar::unpack(codec, dim, src, dst),
-            Isa::Portable => portable::unpack(codec, dim, src, dst),
+            Isa::Portable(s) => s.unpack(codec, dim, src, dst),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.unpack(codec, dim, src, dst),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.unpack(codec, dim, src, dst),
         }
     }
 
@@ -98,7 +135,11 @@ impl Kernels {
     pub fn rotate(self, dim: usize, rows: &mut [f32]) -> Result<(), KernelError> {
         match self.0 {
             Isa::Scalar => scalar::rotate(dim, rows),
-            Isa::Portable => portable::rotate(dim, rows),
+            Isa::Portable(s) => s.rotate(dim, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.rotate(dim, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.rotate(dim, rows),
         }
     }
 
@@ -127,7 +168,11 @@ impl Kernels {
     ) -> Result<(), KernelError> {
         match self.0 {
             Isa::Scalar => scalar::attend_decode(heads, segments, q, partial, weights, scratch),
-            Isa::Portable => portable::attend_decode(heads, segments, q, partial, weights, scratch),
+            Isa::Portable(s) => s.attend_decode(heads, segments, q, partial, weights, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.attend_decode(heads, segments, q, partial, weights, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.attend_decode(heads, segments, q, partial, weights, scratch),
         }
     }
 
@@ -168,7 +213,11 @@ impl Kernels {
         };
         match self.0 {
             Isa::Scalar => scalar::attend_prefill(&call, out, sums, scratch),
-            Isa::Portable => portable::attend_prefill(&call, out, sums, scratch),
+            Isa::Portable(s) => s.attend_prefill(&call, out, sums, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.attend_prefill(&call, out, sums, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.attend_prefill(&call, out, sums, scratch),
         }
     }
 }

@@ -11,17 +11,22 @@
 //!
 //! Attention accumulates in `f32`. A non-finite query or fresh row yields non-finite output, as it
 //! would in plain attention; packed rows are always finite, because [`Kernels::pack`] refuses others.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod bench;
 mod check;
 mod codec;
 mod error;
+mod generic;
 mod kernels;
 mod legacy;
 mod partial;
 mod portable;
 mod scalar;
+mod simd;
 mod types;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use codec::{Codec, GROUP};
 pub use error::KernelError;

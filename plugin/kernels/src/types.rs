@@ -144,6 +144,7 @@ impl Prefill<'_> {
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub(crate) queries: Vec<f32>,
+    pub(crate) prepared: [Vec<i32>; 2],
     pub(crate) tile: Vec<f32>,
     pub(crate) keys: Vec<f32>,
     pub(crate) scores: Vec<f32>,

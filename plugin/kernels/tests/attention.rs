@@ -1,7 +1,9 @@
 //! Decode and prefill against attention in f64, and against each other.
 //!
 //! Bounds: inputs are about normal(0, 1), so |v| < 3.5; f32 sums of up to 256 products put about 1e-6
-//! on a logit and through it on an output. Outputs must be within 1e-5, weights within 1e-5 too.
+//! on a logit and through it on an output. Outputs and weights must be within 1e-5. On integer rows
+//! implementations may round queries and weights to 16 bits: half a step of 2^-15 times a range of 6 is 9e-5 on
+//! an output (a row at weight 1), which is still a hundredth of what int8 costs.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which may panic")]
 
@@ -12,6 +14,7 @@ use common::{DIMS, Packed, attention, decode, error, fast, joined, random, rng};
 use rand::rngs::StdRng;
 
 const BOUND: f64 = 1e-5;
+const INTEGER_BOUND: f64 = 1e-4;
 
 fn heads(q_heads: usize, k_dim: usize, v_dim: usize, softcap: Option<f32>) -> Heads {
     Heads {
@@ -55,8 +58,14 @@ fn check_decode(rng: &mut StdRng, heads: &Heads, parts: &[Packed]) {
     let q = random(rng, heads.q_heads * heads.k_dim, 1.0);
     let (out, weights) = decode_errors(heads, parts, &q);
     let shape: Vec<_> = parts.iter().map(|p| (p.codecs, p.rows)).collect();
+    let integers = |c: Codec| c.name().starts_with("int");
+    let bound = if parts.iter().any(|p| integers(p.codecs.0) || integers(p.codecs.1)) {
+        INTEGER_BOUND
+    } else {
+        BOUND
+    };
     assert!(
-        out < BOUND && weights < BOUND,
+        out < bound && weights < bound,
         "{heads:?} {shape:?}: outputs {out:e}, weights {weights:e}"
     );
 }

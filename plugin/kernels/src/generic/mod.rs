@@ -1,0 +1,67 @@
+//! The kernels, written once for any [`Simd`](crate::simd::Simd).
+//!
+//! Invariant: a packed row is read from memory once a call and pass, whatever the number of query heads: it is
+//! used from registers, or unpacked into a tile that stays in the first-level cache.
+
+mod block;
+pub(crate) mod decode;
+mod math;
+mod pack;
+mod prefill;
+mod rotate;
+mod tile;
+mod unpack;
+
+pub(crate) use decode::attend_decode;
+pub(crate) use pack::pack;
+pub(crate) use prefill::attend_prefill;
+pub(crate) use rotate::rotate;
+pub(crate) use unpack::unpack;
+
+use crate::simd::LANES;
+
+/// `dim`, rounded up to whole lanes.
+fn width(dim: usize) -> usize {
+    dim.next_multiple_of(LANES)
+}
+
+/// Sets a buffer's length and every value in it; allocates only when it has never been as long.
+fn reset(buffer: &mut Vec<f32>, len: usize, value: f32) {
+    buffer.clear();
+    buffer.resize(len, value);
+}
+
+/// Every implementation's entry points: the generic kernels, compiled with its instructions.
+macro_rules! entries {
+    ($token:ty $(, $features:literal)?) => {
+        impl $token {
+            entries!(@ $token, pack($($features)?)(
+                codec: crate::Codec, dim: usize, src: &[f32], dst: &mut [u8]));
+            entries!(@ $token, unpack($($features)?)(
+                codec: crate::Codec, dim: usize, src: &[u8], dst: &mut [f32]));
+            entries!(@ $token, rotate($($features)?)(dim: usize, rows: &mut [f32]));
+            entries!(@ $token, attend_decode($($features)?)(
+                heads: &crate::Heads, segments: &[crate::Segment<'_>], q: &[f32], partial: &mut crate::Partial,
+                weights: Option<&mut [f32]>, scratch: &mut crate::Scratch));
+            entries!(@ $token, attend_prefill($($features)?)(
+                call: &crate::types::Prefill<'_>, out: &mut [crate::RowsMut<'_>],
+                sums: Option<crate::ColumnSums<'_>>, scratch: &mut crate::Scratch));
+        }
+    };
+    (@ $token:ty, $name:ident($features:literal)($($arg:ident: $type:ty),*)) => {
+        pub(crate) fn $name(self, $($arg: $type),*) -> Result<(), crate::KernelError> {
+            #[target_feature(enable = $features)]
+            fn run(s: $token, $($arg: $type),*) -> Result<(), crate::KernelError> {
+                crate::generic::$name(s, $($arg),*)
+            }
+            // SAFETY: `self` exists only where these features were detected.
+            unsafe { run(self, $($arg),*) }
+        }
+    };
+    (@ $token:ty, $name:ident()($($arg:ident: $type:ty),*)) => {
+        pub(crate) fn $name(self, $($arg: $type),*) -> Result<(), crate::KernelError> {
+            crate::generic::$name(self, $($arg),*)
+        }
+    };
+}
+pub(crate) use entries;

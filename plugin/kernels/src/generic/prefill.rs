@@ -1,0 +1,120 @@
+//! Causal attention of many fresh tokens. Invariants: keys and values are fetched a tile at a time and
+//! each tile is unpacked once for all queries of all heads; nothing grows with queries × keys.
+//!
+//! The softmax is computed on the fly (Milakov and Gimelshein, arXiv 1805.02867, algorithm 3), tile by
+//! tile as in FlashAttention-2 (arXiv 2307.08691, algorithm 1), with the loop over keys outside: outputs
+//! are the accumulators.
+
+use super::block::{Block, QUERIES, blocks};
+use super::math::{add_to, scale, weigh};
+use super::tile::{KEYS, Keys};
+use super::{reset, width};
+use crate::simd::{LANES, Simd};
+use crate::types::Prefill;
+use crate::{ColumnSums, KernelError, RowsMut, Scratch, check};
+
+/// See [`crate::Kernels::attend_prefill`].
+#[inline(always)]
+pub(crate) fn attend_prefill<S: Simd>(
+    s: S,
+    call: &Prefill<'_>,
+    out: &mut [RowsMut<'_>],
+    sums: Option<ColumnSums<'_>>,
+    scratch: &mut Scratch,
+) -> Result<(), KernelError> {
+    let past_rows = check::prefill(call, out, sums.as_ref())?;
+    let (heads, queries) = (call.heads, call.queries());
+    // Rows before the first query; past and fresh rows differ only in how they are fetched.
+    let before = past_rows + call.first_query;
+    let keys = Keys { call, past_rows };
+    let Scratch {
+        tile,
+        keys: transposed,
+        scores,
+        max: maxima,
+        sum: totals,
+        ..
+    } = scratch;
+    reset(tile, KEYS * width(heads.k_dim.max(heads.v_dim)), 0.0);
+    reset(transposed, KEYS * width(heads.k_dim), 0.0);
+    reset(scores, QUERIES * KEYS, 0.0);
+    reset(maxima, heads.q_heads * queries, f32::NEG_INFINITY);
+    reset(totals, heads.q_heads * queries, 0.0);
+    for out in out.iter_mut() {
+        for i in 0..queries {
+            out.row(i).fill(0.0);
+        }
+    }
+
+    let mut from = 0;
+    while from < before + queries {
+        let n = keys.tile(from, before + queries);
+        keys.transpose_into(s, from, n, tile, transposed);
+        keys.values_into(s, from, n, tile);
+        let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
+        for h in 0..heads.q_heads {
+            // Queries before the tile's first key see none of it.
+            for block in blocks(from.saturating_sub(before), queries) {
+                block.score(s, heads, &call.q[h], transposed, visible(block.last()), scores);
+                for i in 0..block.queries {
+                    let query = h * queries + block.first + i;
+                    let row = &mut scores[i * KEYS..][..KEYS];
+                    let out = out[h].row(block.first + i);
+                    let seen = visible(block.first + i);
+                    row[seen..].fill(f32::NEG_INFINITY);
+                    totals[query] = weigh(s, row, out, &mut maxima[query], totals[query]);
+                }
+                block.add_values(s, scores, tile, visible(block.last()), &mut out[h]);
+            }
+        }
+        from += n;
+    }
+
+    for h in 0..heads.q_heads {
+        for i in 0..queries {
+            scale(s, out[h].row(i), 1.0 / totals[h * queries + i]);
+        }
+    }
+    let Some(sums) = sums else { return Ok(()) };
+
+    let first = queries.saturating_sub(sums.last_queries);
+    let mut from = 0;
+    while first < queries && from < before + queries {
+        let n = keys.tile(from, before + queries);
+        keys.transpose_into(s, from, n, tile, transposed);
+        let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
+        for h in 0..heads.q_heads {
+            for block in blocks(first.max(from.saturating_sub(before)), queries) {
+                block.score(s, heads, &call.q[h], transposed, visible(block.last()), scores);
+                let sums = &mut sums.out[from..from + n];
+                add_columns(s, block, scores, visible, sums, |i| {
+                    let query = h * queries + i;
+                    (maxima[query], 1.0 / totals[query])
+                });
+            }
+        }
+        from += n;
+    }
+    Ok(())
+}
+
+/// Adds a block's softmax weights, made of its logits, to its keys' sums.
+#[inline(always)]
+fn add_columns<S: Simd>(
+    s: S,
+    block: Block,
+    scores: &mut [f32],
+    visible: impl Fn(usize) -> usize,
+    sums: &mut [f32],
+    softmax: impl Fn(usize) -> (f32, f32),
+) {
+    for (i, row) in scores.chunks_exact_mut(KEYS).enumerate().take(block.queries) {
+        row[visible(block.first + i)..].fill(f32::NEG_INFINITY);
+        let (max, factor) = softmax(block.first + i);
+        let (max, factor) = (s.splat(max), s.splat(factor));
+        for (row, sums) in row.as_chunks().0.iter().zip(sums.chunks_mut(LANES)) {
+            let e = s.exp(s.sub(s.load(row), max));
+            add_to(s, s.mul(e, factor), sums);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Bytes to f32 rows. Invariant: the same values as the oracle, bit for bit: a code has 8 bits and a scale 11, so
+//! their product is exact in f32 and the sum rounds once, fused or not.
+
+use half::f16;
+
+use crate::codec::{GROUP, PARAM_BYTES};
+use crate::scalar;
+use crate::simd::{LANES, Simd};
+use crate::{Codec, KernelError, check};
+
+/// See [`crate::Kernels::unpack`].
+#[inline(always)]
+pub(crate) fn unpack<S: Simd>(
+    s: S,
+    codec: Codec,
+    dim: usize,
+    src: &[u8],
+    dst: &mut [f32],
+) -> Result<(), KernelError> {
+    check::codec(codec, dim, dst.len(), src.len())?;
+    rows(s, codec, dim, src, dst, dim);
+    Ok(())
+}
+
+/// Unpacks whole rows to `dst`, one each `stride ≥ dim` values; what lies between is left alone.
+/// The last row needs no padding after it.
+#[inline(always)]
+pub(super) fn rows<S: Simd>(s: S, codec: Codec, dim: usize, src: &[u8], dst: &mut [f32], stride: usize) {
+    let rows = src.chunks_exact(codec.row_bytes(dim)).zip(dst.chunks_mut(stride));
+    // The codec is chosen here, once a run of rows, not once a row.
+    match codec {
+        Codec::F32 => {
+            for (src, dst) in rows {
+                for (x, bytes) in dst.iter_mut().zip(src.as_chunks::<4>().0) {
+                    *x = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+        Codec::F16 => {
+            for (src, dst) in rows {
+                halves(
+                    s,
+                    src,
+                    &mut dst[..dim],
+                    |s, x| s.f16s(x),
+                    |x| f16::from_le_bytes(x).to_f32(),
+                );
+            }
+        }
+        Codec::Bf16 => {
+            for (src, dst) in rows {
+                let one = |x| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16);
+                halves(s, src, &mut dst[..dim], |s, x| s.bf16s(x), one);
+            }
+        }
+        Codec::Int8 => {
+            for (src, dst) in rows {
+                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes8(group));
+            }
+        }
+        Codec::Int4 => {
+            for (src, dst) in rows {
+                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes4(group));
+            }
+        }
+        Codec::Int3 => {
+            for (src, dst) in rows {
+                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes3(group));
+            }
+        }
+        Codec::Int2 => {
+            for (src, dst) in rows {
+                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes2(group));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn halves<S: Simd>(
+    s: S,
+    src: &[u8],
+    dst: &mut [f32],
+    many: impl Fn(S, &[u8; 2 * LANES]) -> S::V,
+    one: impl Fn([u8; 2]) -> f32,
+) {
+    let (chunks, rest) = src.as_chunks();
+    let (out, out_rest) = dst.as_chunks_mut();
+    for (out, bytes) in out.iter_mut().zip(chunks) {
+        s.store(many(s, bytes), out);
+    }
+    for (x, bytes) in out_rest.iter_mut().zip(rest.as_chunks().0) {
+        *x = one(*bytes);
+    }
+}
+
+/// A row of codes in groups of `B` bytes.
+#[inline(always)]
+fn groups<S: Simd, const B: usize>(
+    s: S,
+    codec: Codec,
+    src: &[u8],
+    dst: &mut [f32],
+    codes: impl Fn(S, &[u8; B]) -> [S::V; 2],
+) {
+    let (bytes, params) = src.split_at(codec.code_bytes(dst.len()));
+    let params = params.as_chunks::<PARAM_BYTES>().0;
+    let (groups, rest) = dst.as_chunks_mut::<GROUP>();
+    for ((out, bytes), params) in groups.iter_mut().zip(bytes.as_chunks::<B>().0).zip(params) {
+        let (scale, zero) = parameters(s, params);
+        let [a, b] = codes(s, bytes);
+        let (low, high) = out.split_at_mut(LANES);
+        for (out, code) in [(low, a), (high, b)] {
+            if let Some(out) = out.first_chunk_mut() {
+                s.store(s.madd(s.splat(scale), code, s.splat(zero)), out);
+            }
+        }
+    }
+    if let (false, Some(params)) = (rest.is_empty(), params.last()) {
+        let (scale, zero) = parameters(s, params);
+        let (n, bytes) = (rest.len(), &bytes[B * groups.len()..]);
+        for (i, x) in rest.iter_mut().enumerate() {
+            // Not fused and as exact: see above.
+            *x = scale * f32::from(scalar::code(codec, bytes, n, i)) + zero;
+        }
+    }
+}
+
+#[inline(always)]
+fn parameters<S: Simd>(s: S, bytes: &[u8; PARAM_BYTES]) -> (f32, f32) {
+    let [a, b, c, d] = *bytes;
+    (
+        s.f16(f16::from_le_bytes([a, b])),
+        s.f16(f16::from_le_bytes([c, d])),
+    )
+}

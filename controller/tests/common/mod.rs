@@ -15,6 +15,8 @@ use tokio::time::Instant;
 pub(crate) const RATIOS: [f64; 6] = [1.0, 0.577, 0.45, 0.329, 0.23, 0.184];
 /// Of which one request takes this much at level 0.
 const CAPACITY: f64 = 1000.0;
+/// More than can be waited for while a lease lasts.
+const STUCK: u64 = 200;
 
 /// What a scrape answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -32,7 +34,7 @@ pub(crate) enum Health {
     NoPolicies,
     /// Its ladder can't.
     NoLadder,
-    /// A retune is never answered.
+    /// A retune is never answered, and there are [`STUCK`] more requests to retune.
     Stuck,
 }
 
@@ -303,7 +305,13 @@ impl Inner {
                         "bytes": one.size as u64, "uncompressed_bytes": one.size as u64, "attention_error": null,
                         "applied": true, "served": []})
                 };
-                json!({"requests": self.running.iter().map(one).collect::<Vec<_>>()}).to_string()
+                let mut all: Vec<_> = self.running.iter().map(one).collect();
+                if self.health == Health::Stuck {
+                    let (size, level) = (0.0, 0);
+                    let more = self.next..self.next + STUCK;
+                    all.extend(more.map(|id| one((&id, &Running { size, level }))));
+                }
+                json!({"requests": all}).to_string()
             }
             other => panic!("{other}"),
         }

@@ -29,7 +29,7 @@ const FLAGS: (&str, &str) = if cfg!(target_arch = "x86_64") {
 /// The systems to measure, built first where they are not there.
 pub(super) fn ready(workspace: &Workspace, model: &Path) -> anyhow::Result<Vec<Other>> {
     let python = build(&workspace.home.join("llama.cpp"))?;
-    let script = workspace.root.join("xtask/src/bench/llama_cpp.py");
+    let script = workspace.root.join("xtask/src/bench/llama_probe.py");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let words = |path: &Path| path.to_string_lossy().into_owned();
     let systems = KV.map(|kv| Other {
@@ -37,6 +37,8 @@ pub(super) fn ready(workspace: &Workspace, model: &Path) -> anyhow::Result<Vec<O
         kv: kv.to_owned(),
         command: vec![
             words(&python),
+            // Nothing of the user's own Python.
+            "-I".to_owned(),
             words(&script),
             words(model),
             kv.to_owned(),

@@ -1,4 +1,4 @@
-"""llama.cpp under the probe's plan: llama_cpp.py MODEL KV THREADS PLAN.json REPORT.json
+"""llama.cpp under the probe's plan: llama_probe.py MODEL KV THREADS PLAN.json REPORT.json
 
 One request at a time, greedy, never ended by an end-of-text token; flash attention, the batch of 512 that
 llama-cpp-python has by default. Times are from the first token sent to each token sampled. The C API is called
@@ -62,7 +62,7 @@ def request(lib, context, sampler, run):
 
 def main():
     if len(sys.argv) != 6:
-        fail("usage: llama_cpp.py MODEL KV THREADS PLAN.json REPORT.json")
+        fail("usage: llama_probe.py MODEL KV THREADS PLAN.json REPORT.json")
     path, kv, threads, plan, out = sys.argv[1:]
     if kv not in KV:
         fail(f"KV: given {kv}, allowed {', '.join(KV)}")

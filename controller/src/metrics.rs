@@ -28,9 +28,10 @@ const CALLS: [&str; 3] = ["put", "requests", "patch"];
 const WRITTEN: [&str; 3] = ["ok", "refused", "failed"];
 const SCRAPED: [&str; 3] = ["ok", "garbage", "failed"];
 /// Conditions of an engine as a whole.
-const OF_ENGINE: [ConditionKind; 6] = [
+const OF_ENGINE: [ConditionKind; 7] = [
     ConditionKind::MemoryMissing,
     ConditionKind::ProcessMissing,
+    ConditionKind::LevelsMissing,
     ConditionKind::AllLost,
     ConditionKind::QualityCapped,
     ConditionKind::ActuatorIneffective,
@@ -43,6 +44,8 @@ const OF_CLASS: [ConditionKind; 4] = [
     ConditionKind::FlapDetected,
     ConditionKind::Unmanaged,
 ];
+// The last one's number: each kind is in one of the two.
+const _: () = assert!(OF_ENGINE.len() + OF_CLASS.len() == ConditionKind::EngineRestarted as usize + 1);
 
 /// The process's metrics.
 pub struct Metrics {

@@ -12,6 +12,7 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::bench;
 use crate::config::{Log, LogFormat, LogLevel, Settings};
 use crate::run::{self, RunError};
 
@@ -36,6 +37,14 @@ enum Command {
         plan: PathBuf,
         /// Where the report goes, JSON.
         out: PathBuf,
+    },
+    /// Measure rates, latencies and memory through the serving path, system beside system, each measurement in a
+    /// process of its own.
+    Bench {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        options: bench::Options,
     },
     /// Check the configuration, and the model file if it is there, without serving.
     CheckConfig(Source),
@@ -68,6 +77,10 @@ pub fn main() -> ExitCode {
         Command::Probe { source, plan, out } => source.load().and_then(|settings| {
             log(&settings.log);
             run::probe(settings, &plan, &out)
+        }),
+        Command::Bench { source, options } => source.load().and_then(|settings| {
+            log(&settings.log);
+            bench::run(&options, &settings, &source.config, &source.overrides)
         }),
         Command::CheckConfig(source) => source.load().and_then(|settings| {
             run::check(&settings)?;

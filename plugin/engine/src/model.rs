@@ -107,11 +107,20 @@ pub fn check(model: &Model) -> Result<(), FieldFault> {
     Ok(())
 }
 
+/// What the model's end-of-text token does to an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndOfText {
+    /// Ends it.
+    Ends,
+    /// Nothing: answers go on to their full length, so that measurements are of one length.
+    Ignored,
+}
+
 /// Loads the configured model and starts its engine.
 ///
 /// # Errors
 /// The loader refused, with its reason.
-pub async fn load(settings: &Settings) -> Result<Loaded, ModelError> {
+pub async fn load(settings: &Settings, end_of_text: EndOfText) -> Result<Loaded, ModelError> {
     let id = served_name(&settings.model);
     let start = Instant::now();
     info!("loading {id}");
@@ -154,6 +163,7 @@ pub async fn load(settings: &Settings) -> Result<Loaded, ModelError> {
         .with_model_id(&id)
         .with_no_prefix_cache(!settings.engine.prefix_cache)
         .with_prefix_cache_n(PREFIXES)
+        .with_disable_eos_stop(end_of_text == EndOfText::Ignored)
         .build()
         .await;
     let upstream = MistralRsServerRouterBuilder::new()

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::config::{ConfigError, ModelKind, Settings};
 use crate::fields::FieldFault;
-use crate::model::{self, ModelError};
+use crate::model::{self, EndOfText, ModelError};
 use crate::state::{App, Phase, SetupError};
 use crate::{api, keeper, probe, serve as openai};
 
@@ -56,6 +56,9 @@ pub enum RunError {
     /// A probe.
     #[error("probe: {0:#}")]
     Probe(anyhow::Error),
+    /// A benchmark.
+    #[error("bench: {0:#}")]
+    Bench(anyhow::Error),
     /// The operating system.
     #[error("{what}: {source}")]
     System {
@@ -126,7 +129,12 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
     let run = async {
         let app = App::new(settings)?;
         app.kv.install()?;
-        let loaded = model::load(&app.settings).await?;
+        let end = if plan.timing {
+            EndOfText::Ignored
+        } else {
+            EndOfText::Ends
+        };
+        let loaded = model::load(&app.settings, end).await?;
         let name = model::served_name(&app.settings.model);
         model::self_test(&name, &loaded.mistralrs, &app.kv).await?;
         let choice = app.classes.current("default", "class")?;
@@ -135,9 +143,10 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
                 warn!("request {id}: {}", refusal.0.detail);
             }
         };
-        probe::run_with(loaded.mistralrs, &plan, assign)
-            .await
-            .map_err(failed)
+        let report = probe::run_with(loaded.mistralrs, &plan, assign).await;
+        let mut report = report.map_err(failed)?;
+        report.kv_peak_bytes = app.kv.on().then(|| app.kv.totals().peak_bytes);
+        Ok::<_, RunError>(report)
     };
     let runtime = threads()?;
     let report = runtime.block_on(run);
@@ -204,7 +213,7 @@ async fn run(settings: Settings) -> Result<(), RunError> {
 }
 
 async fn get_ready(app: &Arc<App>) -> Result<(), RunError> {
-    let loaded = model::load(&app.settings).await?;
+    let loaded = model::load(&app.settings, EndOfText::Ends).await?;
     app.set_phase(Phase::Testing);
     let name = model::served_name(&app.settings.model);
     model::self_test(&name, &loaded.mistralrs, &app.kv).await?;

@@ -1,7 +1,7 @@
-//! The unhooked engine under the same probe that the hooked one answers: `cinch-plain PLAN.json MODEL.gguf OUT.json`.
+//! The unhooked engine under the same probe that the hooked one answers: `cinch-plain MODEL.gguf PLAN.json OUT.json`.
 #![forbid(unsafe_code)]
 
-#[path = "../../src/probe.rs"]
+#[path = "../../src/probe/mod.rs"]
 mod probe;
 
 use std::path::PathBuf;
@@ -48,6 +48,7 @@ async fn main() -> Result<()> {
     };
     let engine = MistralRsBuilder::new(pipeline, scheduler, false, None)
         .with_no_prefix_cache(!plan.prefix_cache)
+        .with_disable_eos_stop(plan.timing)
         .build()
         .await;
     let report = probe::run(Arc::clone(&engine), &plan).await?;

@@ -1,6 +1,6 @@
 //! Throughput of every implementation next to what this machine could do.
 //!
-//! `cargo run --release -p cinch-kernels --example throughput -- [decode|prefill|codec] [implementation]`
+//! `cargo run --release -p cinch-kernels --example throughput -- [decode|cached|prefill|codec] [implementation] [codec]`
 
 use cinch_kernels::bench::{self, Decode};
 use cinch_kernels::{Codec, Heads, KernelError, Kernels, Segment};
@@ -10,10 +10,14 @@ fn main() -> Result<(), KernelError> {
     let what = |name: &str| arguments.first().is_none_or(|a| a == name);
     let mut kernels = Kernels::available();
     kernels.retain(|k| k.name() != "scalar" && arguments.get(1).is_none_or(|a| a == k.name()));
+    let codec = arguments.get(2).map_or("", String::as_str);
     if what("decode") {
         for threads in [1, 2] {
-            decode(&kernels, threads)?;
+            decode(&kernels, 30, threads, codec)?;
         }
+    }
+    if arguments.first().is_some_and(|a| a == "cached") {
+        decode(&kernels, 0, 1, codec)?;
     }
     if what("prefill") {
         prefill(&kernels)?;
@@ -36,12 +40,14 @@ fn main() -> Result<(), KernelError> {
 }
 
 /// SmolLM2-135M's shape, 30 layers of 3 KV heads with 3 query heads each: 70 to 280 MB of rows at 8k tokens.
-fn decode(kernels: &[Kernels], threads: usize) -> Result<(), KernelError> {
+///
+/// No layers: one head's 512 rows again and again, which stay in the caches.
+fn decode(kernels: &[Kernels], layers: usize, threads: usize, codec: &str) -> Result<(), KernelError> {
     let shape = Decode {
         heads: heads(3, 64),
-        rows: 8192,
-        kv_heads: 3,
-        layers: 30,
+        rows: if layers == 0 { 512 } else { 8192 },
+        kv_heads: if layers == 0 { 1 } else { 3 },
+        layers: layers.max(1),
         threads,
     };
     for k in kernels {
@@ -56,6 +62,9 @@ fn decode(kernels: &[Kernels], threads: usize) -> Result<(), KernelError> {
             (Codec::Int4, Codec::Int2),
             (Codec::Int2, Codec::Int2),
         ] {
+            if !keys.name().contains(codec) {
+                continue;
+            }
             // Before and after: what the machine gives changes with its neighbours.
             let before = bench::roofline(threads);
             let rate = bench::decode(*k, &shape, keys, values)?;
@@ -76,9 +85,9 @@ fn decode(kernels: &[Kernels], threads: usize) -> Result<(), KernelError> {
 }
 
 fn prefill(kernels: &[Kernels]) -> Result<(), KernelError> {
-    let peak = bench::peak();
-    println!("multiply-add peak {:.1} GFLOP/s", peak / 1e9);
     for k in kernels {
+        let peak = bench::peak(*k);
+        println!("{} multiply-add peak: {:.1} GFLOP/s", k.name(), peak / 1e9);
         for (q_heads, dim) in [(3, 64), (4, 128)] {
             let heads = heads(q_heads, dim);
             let rows = 4096;

@@ -1,7 +1,9 @@
 //! Measuring: what the kernels move and compute per second, next to what the machine could.
 //!
-//! Invariant: every figure comes from runs over a working set several times larger than the caches, cycled so that
-//! no pass finds its rows in them; roofline and kernels use the same threads.
+//! Invariant: every figure of memory comes from passes over a working set several times larger than the caches,
+//! so that none finds its rows in them. Work is timed in units far shorter than a time slice and the median unit
+//! counts, so other load on the machine disturbs little; roofline and kernels are timed alike, on the same number
+//! of threads.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -40,56 +42,53 @@ pub fn values(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| next() as f32 / (1 << 22) as f32 - 2.0).collect()
 }
 
-/// Bytes per second of `threads` that read memory front to back, the best of some passes.
+/// Bytes per second of `threads` that read memory front to back.
 #[must_use]
 pub fn roofline(threads: usize) -> f64 {
+    const UNIT: usize = 1 << 17;
     let memory = vec![1u64; (256 << 20) / 8];
-    let share = memory.len().div_ceil(threads.max(1));
-    let pass = || {
-        std::thread::scope(|scope| {
-            for part in memory.chunks(share) {
-                scope.spawn(move || {
-                    let mut acc = [0u64; 32];
-                    for chunk in part.as_chunks::<32>().0 {
-                        for (acc, x) in acc.iter_mut().zip(chunk) {
-                            *acc |= x;
-                        }
-                    }
-                    black_box(acc);
-                });
-            }
-        });
-    };
-    let seconds = (0..8).map(|_| seconds(pass)).fold(f64::INFINITY, f64::min);
-    (memory.len() * 8) as f64 / seconds
-}
-
-/// Floating-point operations per second of one thread whose multiply-adds never wait, as compiled for this target.
-#[must_use]
-pub fn peak() -> f64 {
-    const STEPS: usize = 2_000_000;
-    let run = || {
-        let (mut acc, x) = ([[black_box(0.5f32); 16]; 16], black_box(0.999f32));
-        for _ in 0..STEPS {
-            for lanes in &mut acc {
-                for lane in lanes {
-                    *lane = lane.mul_add(x, x);
-                }
-            }
+    let share = (memory.len() / UNIT).div_ceil(threads.max(1)) * UNIT;
+    let parts: Vec<_> = memory.chunks(share).collect();
+    timed(parts.len(), |thread, times| {
+        for unit in parts[thread].chunks_exact(UNIT) {
+            let once = Instant::now();
+            black_box(unit.iter().fold(0, |acc, x| acc | x));
+            times.push(UNIT as f64 * 8.0 / once.elapsed().as_secs_f64());
         }
-        black_box(acc);
+    })
+}
+
+/// Floating-point operations per second of one thread that has nothing to do but multiply and add.
+#[must_use]
+pub fn peak(kernels: Kernels) -> f64 {
+    timed(1, |_, times| {
+        for _ in 0..100 {
+            let once = Instant::now();
+            let operations = kernels.multiply_adds(10_000);
+            times.push(operations as f64 / once.elapsed().as_secs_f64());
+        }
+    })
+}
+
+/// Runs `work` on each thread for half a second; it notes the rate of every unit. Adds up the threads' medians.
+fn timed(threads: usize, work: impl Fn(usize, &mut Vec<f64>) + Sync) -> f64 {
+    let run = |thread| {
+        let (start, mut times) = (Instant::now(), Vec::new());
+        while times.is_empty() || start.elapsed() < Duration::from_millis(500) {
+            work(thread, &mut times);
+        }
+        median(times)
     };
-    let seconds = (0..5).map(|_| seconds(run)).fold(f64::INFINITY, f64::min);
-    (2 * 256 * STEPS) as f64 / seconds
+    let run = &run;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || run(thread)))
+            .collect();
+        threads.into_iter().filter_map(|t| t.join().ok()).sum()
+    })
 }
 
-fn seconds(run: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    run();
-    start.elapsed().as_secs_f64()
-}
-
-/// Packed bytes of K and V that decode attends to per second: the median of passes over all layers for a second.
+/// Packed bytes of K and V that decode attends to per second, over all layers again and again.
 ///
 /// # Errors
 /// A shape that kernels refuse.
@@ -104,45 +103,37 @@ pub fn decode(kernels: Kernels, shape: &Decode, k: Codec, v: Codec) -> Result<f6
     let q = values(3, heads.q_heads * heads.k_dim);
     let share = (shape.rows / BLOCK).div_ceil(shape.threads.max(1));
 
-    let pass = |thread: usize| -> Result<(), KernelError> {
-        let (mut partial, mut scratch) = (Partial::default(), Scratch::default());
-        let mut segments = Vec::new();
-        for (keys, values) in &all {
+    let units: Vec<Vec<Segment<'_>>> = all
+        .iter()
+        .map(|(keys, values)| {
             let blocks = keys.chunks(BLOCK * k_row).zip(values.chunks(BLOCK * v_row));
-            segments.clear();
-            segments.extend(
-                blocks
-                    .skip(thread * share)
-                    .take(share)
-                    .map(|(keys, values)| Segment {
-                        k_codec: k,
-                        v_codec: v,
-                        k_rotated: false,
-                        rows: keys.len() / k_row,
-                        k: keys,
-                        v: values,
-                    }),
-            );
-            kernels.attend_decode(heads, &segments, black_box(&q), &mut partial, None, &mut scratch)?;
-            black_box(&partial);
+            blocks
+                .map(|(keys, values)| Segment {
+                    k_codec: k,
+                    v_codec: v,
+                    k_rotated: false,
+                    rows: keys.len() / k_row,
+                    k: keys,
+                    v: values,
+                })
+                .collect()
+        })
+        .collect();
+    // Shapes are checked here, once, so that threads need not tell of them.
+    let (mut partial, mut scratch) = (Partial::default(), Scratch::default());
+    kernels.attend_decode(heads, &units[0], &q, &mut partial, None, &mut scratch)?;
+    Ok(timed(shape.threads, |thread, times| {
+        let (mut partial, mut scratch) = (Partial::default(), Scratch::default());
+        for unit in &units {
+            let part = unit.chunks(share).nth(thread).unwrap_or_default();
+            let rows: usize = part.iter().map(|s| s.rows).sum();
+            let once = Instant::now();
+            let done = kernels.attend_decode(heads, part, black_box(&q), &mut partial, None, &mut scratch);
+            if black_box(done).is_ok() {
+                times.push((rows * (k_row + v_row)) as f64 / once.elapsed().as_secs_f64());
+            }
         }
-        Ok(())
-    };
-    pass(0)?;
-    let bytes = all.len() * shape.rows * (k_row + v_row);
-    let (start, mut rates) = (Instant::now(), Vec::new());
-    while rates.len() < 5 || start.elapsed() < Duration::from_secs(1) {
-        let seconds = seconds(|| {
-            std::thread::scope(|scope| {
-                for thread in 0..shape.threads {
-                    // It was refused above if at all.
-                    scope.spawn(move || pass(thread).is_ok());
-                }
-            });
-        });
-        rates.push(bytes as f64 / seconds);
-    }
-    Ok(median(rates))
+    }))
 }
 
 /// Floating-point operations per second of causal prefill of `t` tokens on one thread: two multiply-adds per dimension

@@ -220,4 +220,22 @@ impl Kernels {
             Isa::Avx512(s) => s.attend_prefill(&call, out, sums, scratch),
         }
     }
+
+    /// Computes nothing but multiply-adds; for [`crate::bench`]. Returns how many operations.
+    pub(crate) fn multiply_adds(self, steps: usize) -> usize {
+        let mut sum = 0.0;
+        let done = match self.0 {
+            Isa::Scalar | Isa::Portable(_) => Portable.multiply_adds(steps, &mut sum),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.multiply_adds(steps, &mut sum),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.multiply_adds(steps, &mut sum),
+        };
+        std::hint::black_box(sum);
+        if done.is_ok() {
+            steps * crate::generic::OPERATIONS
+        } else {
+            0
+        }
+    }
 }

@@ -103,8 +103,8 @@ pub(crate) fn code(codec: Codec, group: &[u8], n: usize, i: usize) -> u8 {
 /// Scale and zero of a group with these extremes, rounded so that no value is outside of what the
 /// codes reach. Shared by all implementations: it runs once a group.
 pub(crate) fn parameters(min: f32, max: f32, levels: f32) -> (f16, f16) {
-    // Which zero is the minimum of 0.0 and -0.0 depends on the order; adding 0.0 makes both 0.0.
-    let (min, max) = (saturate(min) + 0.0, saturate(max));
+    // Which zero is the extreme of 0.0 and -0.0 depends on the order; adding 0.0 makes both 0.0.
+    let (min, max) = (saturate(min) + 0.0, saturate(max) + 0.0);
     let mut zero = f16::from_f32(min);
     if zero.to_f32() > min {
         zero = step(zero, false);

@@ -99,6 +99,9 @@ pub(crate) trait Simd: Copy {
         x.to_f32()
     }
 
+    /// Asks for bytes that will be read soon.
+    fn prefetch(self, _bytes: &[u8]) {}
+
     /// Logits of up to 64 rows of integer codes, if this machine has a way that beats unpacking them.
     fn key_codes(self, _job: &mut KeyCodes<'_>) -> bool {
         false
@@ -151,5 +154,34 @@ impl Chunk for Bf16 {
     #[inline(always)]
     fn get<S: Simd>(s: S, data: &Self::Data) -> S::V {
         s.bf16s(data)
+    }
+}
+
+/// Bytes that will be read after the work at hand. They are asked for bit by bit while it goes on: all at once would
+/// wait for themselves, and hardware prefetching starts anew with each block, as blocks are about a page.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead<'a> {
+    bytes: &'a [u8],
+    step: usize,
+}
+
+impl<'a> Ahead<'a> {
+    pub(crate) const NOTHING: Ahead<'static> = Ahead { bytes: &[], step: 0 };
+
+    /// To be asked for in so many steps.
+    #[inline(always)]
+    pub(crate) fn new(bytes: &'a [u8], steps: usize) -> Self {
+        Self {
+            bytes,
+            step: bytes.len().div_ceil(steps.max(1)),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ask<S: Simd>(self, s: S, step: usize) {
+        let from = step * self.step;
+        if from < self.bytes.len() {
+            s.prefetch(&self.bytes[from..self.bytes.len().min(from + self.step)]);
+        }
     }
 }

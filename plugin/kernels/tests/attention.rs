@@ -3,7 +3,8 @@
 //! Bounds: inputs are about normal(0, 1), so |v| < 3.5; f32 sums of up to 256 products put about 1e-6
 //! on a logit and through it on an output. Outputs and weights must be within 1e-5. On integer rows
 //! implementations may round queries and weights to 16 bits: half a step of 2^-15 times a range of 6 is 9e-5 on
-//! an output (a row at weight 1), which is still a hundredth of what int8 costs.
+//! an output for one row, and grows with the root of the rows that weigh as much as the heaviest of their 64. It must
+//! be within 5e-4, and a separate test holds it against what the codes themselves cost.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which may panic")]
 
@@ -14,7 +15,7 @@ use common::{DIMS, Packed, attention, decode, error, fast, joined, random, rng};
 use rand::rngs::StdRng;
 
 const BOUND: f64 = 1e-5;
-const INTEGER_BOUND: f64 = 1e-4;
+const INTEGER_BOUND: f64 = 5e-4;
 
 fn heads(q_heads: usize, k_dim: usize, v_dim: usize, softcap: Option<f32>) -> Heads {
     Heads {

@@ -2,7 +2,7 @@
 
 use super::math::{add_to, gemm, logits};
 use super::tile::{KEYS, PANELS};
-use crate::simd::{LANES, Simd, Tile};
+use crate::simd::{Ahead, LANES, Simd, Tile};
 use crate::{Heads, Rows, RowsMut};
 
 /// Queries in a block: their scores take 6 KiB.
@@ -78,7 +78,7 @@ impl Block {
     ) -> usize {
         // The last rows may repeat: the repeated results are past the block's queries.
         let rows: [&[f32]; M] = std::array::from_fn(|m| q.row(self.last().min(self.first + first + m)));
-        let acc = gemm::<S, Tile, M, P>(s, rows, heads.k_dim, matrix, PANELS, panel);
+        let acc = gemm::<S, Tile, M, P>(s, rows, heads.k_dim, matrix, PANELS, panel, Ahead::NOTHING);
         for (row, acc) in scores[first * KEYS..].chunks_exact_mut(KEYS).zip(acc) {
             for (chunk, x) in row[LANES * panel..].as_chunks_mut().0.iter_mut().zip(acc) {
                 s.store(logits(s, heads, x), chunk);
@@ -132,7 +132,7 @@ impl Block {
             &weights[row * KEYS..][..KEYS]
         });
         let panels = out.dim.div_ceil(LANES);
-        let acc = gemm::<S, Tile, M, P>(s, rows, visible, matrix, panels, panel);
+        let acc = gemm::<S, Tile, M, P>(s, rows, visible, matrix, panels, panel, Ahead::NOTHING);
         for (m, acc) in acc.into_iter().enumerate().take(self.queries - first) {
             let row = out.row(self.first + first + m);
             for (p, v) in acc.into_iter().enumerate() {

@@ -6,7 +6,7 @@
 use super::math::{add_to, exp, gemm, logits, scale, weigh};
 use super::{reset, rotate, unpack, width};
 use crate::codec::GROUP;
-use crate::simd::{Bf16, Chunk, F16, F32, LANES, Simd, Tile};
+use crate::simd::{Ahead, Bf16, Chunk, F16, F32, LANES, Simd, Tile};
 use crate::types::Rise;
 use crate::{Codec, Heads, KernelError, Partial, Scratch, Segment, check};
 
@@ -26,6 +26,8 @@ pub(crate) struct KeyCodes<'a> {
     pub(crate) prepared: &'a mut Vec<i32>,
     /// q_heads × `BLOCK` dot products; what is past the rows is not used.
     pub(crate) scores: &'a mut [f32],
+    /// What is read next.
+    pub(crate) ahead: &'a [u8],
 }
 
 /// What integer values are added up with.
@@ -39,6 +41,8 @@ pub(crate) struct ValueCodes<'a> {
     pub(crate) weights: &'a [f32],
     /// q_heads × v_dim, added to.
     pub(crate) out: &'a mut [f32],
+    /// What is read next.
+    pub(crate) ahead: &'a [u8],
 }
 
 /// See [`crate::Kernels::attend_decode`].
@@ -81,14 +85,23 @@ pub(crate) fn attend_decode<S: Simd>(
     rises.clear();
 
     let mut first = 0;
-    for s in segments {
+    for (i, s) in segments.iter().enumerate() {
         let q = if s.k_rotated { &*rotated } else { &*plain };
         let prepared = &mut prepared[usize::from(s.k_rotated)];
-        let keys = s.k.chunks(BLOCK * s.k_codec.row_bytes(heads.k_dim));
-        let values = s.v.chunks(BLOCK * s.v_codec.row_bytes(heads.v_dim));
-        for (keys, values) in keys.zip(values) {
-            let n = keys.len() / s.k_codec.row_bytes(heads.k_dim);
-            score(simd, s.k_codec, heads, keys, n, q, prepared, tile, scores);
+        let (k_row, v_row) = (s.k_codec.row_bytes(heads.k_dim), s.v_codec.row_bytes(heads.v_dim));
+        for from in (0..s.rows).step_by(BLOCK) {
+            let n = BLOCK.min(s.rows - from);
+            let (keys, values) = (
+                &s.k[from * k_row..][..n * k_row],
+                &s.v[from * v_row..][..n * v_row],
+            );
+            let next = &s.k[(from + n) * k_row..];
+            let next = match segments.get(i + 1) {
+                Some(s) if next.is_empty() => s.k,
+                _ => next,
+            };
+            let next = &next[..next.len().min(BLOCK * k_row)];
+            score(simd, s.k_codec, heads, keys, n, q, prepared, tile, scores, values);
             for h in 0..heads.q_heads {
                 let scores = &mut scores[h * BLOCK..][..n.next_multiple_of(LANES)];
                 for chunk in scores.as_chunks_mut().0 {
@@ -107,7 +120,17 @@ pub(crate) fn attend_decode<S: Simd>(
                     weights[h * rows + first..][..n].copy_from_slice(&scores[..n]);
                 }
             }
-            add_values(simd, s.v_codec, heads, values, n, scores, tile, &mut partial.out);
+            add_values(
+                simd,
+                s.v_codec,
+                heads,
+                values,
+                n,
+                scores,
+                tile,
+                &mut partial.out,
+                next,
+            );
             first += n;
         }
     }
@@ -146,6 +169,7 @@ fn score<S: Simd>(
     prepared: &mut Vec<i32>,
     tile: &mut [f32],
     scores: &mut [f32],
+    ahead: &[u8],
 ) {
     let (dim, panels) = (heads.k_dim, width(heads.k_dim) / LANES);
     if codec.levels().is_some() && dim.is_multiple_of(GROUP) {
@@ -157,6 +181,7 @@ fn score<S: Simd>(
             q,
             prepared,
             scores,
+            ahead,
         };
         if s.key_codes(&mut job) {
             return;
@@ -164,9 +189,11 @@ fn score<S: Simd>(
     }
     if S::WIDE && dim.is_multiple_of(LANES) {
         match codec {
-            Codec::F32 => return heads_dots::<S, F32>(s, q, keys.as_chunks().0, panels, rows, scores),
-            Codec::F16 => return heads_dots::<S, F16>(s, q, keys.as_chunks().0, panels, rows, scores),
-            Codec::Bf16 => return heads_dots::<S, Bf16>(s, q, keys.as_chunks().0, panels, rows, scores),
+            Codec::F32 => return heads_dots::<S, F32>(s, q, keys.as_chunks().0, panels, rows, scores, ahead),
+            Codec::F16 => return heads_dots::<S, F16>(s, q, keys.as_chunks().0, panels, rows, scores, ahead),
+            Codec::Bf16 => {
+                return heads_dots::<S, Bf16>(s, q, keys.as_chunks().0, panels, rows, scores, ahead);
+            }
             _ => {}
         }
     }
@@ -175,7 +202,7 @@ fn score<S: Simd>(
         tile.fill(0.0);
     }
     unpack::rows(s, codec, dim, keys, tile, panels * LANES);
-    heads_dots::<S, Tile>(s, q, tile.as_chunks().0, panels, rows, scores);
+    heads_dots::<S, Tile>(s, q, tile.as_chunks().0, panels, rows, scores, ahead);
 }
 
 #[inline(always)]
@@ -186,18 +213,21 @@ fn heads_dots<S: Simd, C: Chunk>(
     panels: usize,
     rows: usize,
     scores: &mut [f32],
+    ahead: &[u8],
 ) {
+    let mut ahead = Ahead::new(ahead, rows.div_ceil(4));
     let (mut q, mut scores) = (q.as_chunks::<LANES>().0, scores);
     while !q.is_empty() {
         let left = q.len() / panels;
         // With few registers, four rows share each load of one head's query; with many, of several heads'.
         let taken = match left {
-            1 => dots::<S, C, 1>(s, q, keys, panels, rows, scores),
-            _ if !S::WIDE => dots::<S, C, 1>(s, q, keys, panels, rows, scores),
-            2 => dots::<S, C, 2>(s, q, keys, panels, rows, scores),
-            3 => dots::<S, C, 3>(s, q, keys, panels, rows, scores),
-            _ => dots::<S, C, 4>(s, q, keys, panels, rows, scores),
+            1 => dots::<S, C, 1>(s, q, keys, panels, rows, scores, ahead),
+            _ if !S::WIDE => dots::<S, C, 1>(s, q, keys, panels, rows, scores, ahead),
+            2 => dots::<S, C, 2>(s, q, keys, panels, rows, scores, ahead),
+            3 => dots::<S, C, 3>(s, q, keys, panels, rows, scores, ahead),
+            _ => dots::<S, C, 4>(s, q, keys, panels, rows, scores, ahead),
         };
+        ahead = Ahead::NOTHING;
         q = &q[taken * panels..];
         scores = &mut scores[taken * BLOCK..];
     }
@@ -212,9 +242,11 @@ fn dots<S: Simd, C: Chunk, const H: usize>(
     panels: usize,
     rows: usize,
     scores: &mut [f32],
+    ahead: Ahead<'_>,
 ) -> usize {
     let q: [&[[f32; LANES]]; H] = std::array::from_fn(|h| &q[h * panels..][..panels]);
     for r in (0..rows).step_by(4) {
+        ahead.ask(s, r / 4);
         // The last rows may repeat: the repeated results are past the rows.
         let keys: [&[C::Data]; 4] =
             std::array::from_fn(|i| &keys[(r + i).min(rows - 1) * panels..][..panels]);
@@ -249,6 +281,7 @@ fn add_values<S: Simd>(
     weights: &[f32],
     tile: &mut [f32],
     out: &mut [f32],
+    ahead: &[u8],
 ) {
     let (dim, panels) = (heads.v_dim, width(heads.v_dim) / LANES);
     if codec.levels().is_some() && dim.is_multiple_of(GROUP) {
@@ -259,6 +292,7 @@ fn add_values<S: Simd>(
             rows,
             weights,
             out,
+            ahead,
         };
         if s.value_codes(&mut job) {
             return;
@@ -267,19 +301,19 @@ fn add_values<S: Simd>(
     if S::WIDE && dim.is_multiple_of(LANES) {
         match codec {
             Codec::F32 => {
-                return heads_add::<S, F32>(s, weights, values.as_chunks().0, panels, rows, out, dim);
+                return heads_add::<S, F32>(s, weights, values.as_chunks().0, panels, rows, out, dim, ahead);
             }
             Codec::F16 => {
-                return heads_add::<S, F16>(s, weights, values.as_chunks().0, panels, rows, out, dim);
+                return heads_add::<S, F16>(s, weights, values.as_chunks().0, panels, rows, out, dim, ahead);
             }
             Codec::Bf16 => {
-                return heads_add::<S, Bf16>(s, weights, values.as_chunks().0, panels, rows, out, dim);
+                return heads_add::<S, Bf16>(s, weights, values.as_chunks().0, panels, rows, out, dim, ahead);
             }
             _ => {}
         }
     }
     unpack::rows(s, codec, dim, values, tile, panels * LANES);
-    heads_add::<S, Tile>(s, weights, tile.as_chunks().0, panels, rows, out, dim);
+    heads_add::<S, Tile>(s, weights, tile.as_chunks().0, panels, rows, out, dim, ahead);
 }
 
 #[inline(always)]
@@ -291,15 +325,18 @@ fn heads_add<S: Simd, C: Chunk>(
     rows: usize,
     out: &mut [f32],
     dim: usize,
+    ahead: &[u8],
 ) {
+    let mut ahead = Ahead::new(ahead, rows);
     let (mut weights, mut out) = (weights, out);
     while !out.is_empty() {
         let taken = match out.len() / dim {
-            1 => add::<S, C, 1>(s, weights, values, panels, rows, out, dim),
-            2 => add::<S, C, 2>(s, weights, values, panels, rows, out, dim),
-            3 => add::<S, C, 3>(s, weights, values, panels, rows, out, dim),
-            _ => add::<S, C, 4>(s, weights, values, panels, rows, out, dim),
+            1 => add::<S, C, 1>(s, weights, values, panels, rows, out, dim, ahead),
+            2 => add::<S, C, 2>(s, weights, values, panels, rows, out, dim, ahead),
+            3 => add::<S, C, 3>(s, weights, values, panels, rows, out, dim, ahead),
+            _ => add::<S, C, 4>(s, weights, values, panels, rows, out, dim, ahead),
         };
+        ahead = Ahead::NOTHING;
         weights = &weights[taken * BLOCK..];
         out = &mut out[taken * dim..];
     }
@@ -315,19 +352,21 @@ fn add<S: Simd, C: Chunk, const H: usize>(
     rows: usize,
     out: &mut [f32],
     dim: usize,
+    mut ahead: Ahead<'_>,
 ) -> usize {
     let w: [&[f32]; H] = std::array::from_fn(|h| &weights[h * BLOCK..][..rows]);
     let mut p = 0;
     while p < panels {
         if S::WIDE && panels - p >= 4 {
-            let acc = gemm::<S, C, H, 4>(s, w, rows, values, panels, p);
+            let acc = gemm::<S, C, H, 4>(s, w, rows, values, panels, p, ahead);
             put(s, acc, p, out, dim);
             p += 4;
         } else {
-            let acc = gemm::<S, C, H, 1>(s, w, rows, values, panels, p);
+            let acc = gemm::<S, C, H, 1>(s, w, rows, values, panels, p, ahead);
             put(s, acc, p, out, dim);
             p += 1;
         }
+        ahead = Ahead::NOTHING;
     }
     H
 }

@@ -1,7 +1,7 @@
 //! The arithmetic that both attentions share. Invariant: NaN goes through, it is never swallowed.
 
 use crate::Heads;
-use crate::simd::{Chunk, LANES, Simd};
+use crate::simd::{Ahead, Chunk, LANES, Simd};
 
 /// Turns sixteen dot products into logits: scale, then cap.
 #[inline(always)]
@@ -62,10 +62,12 @@ pub(super) fn gemm<S: Simd, C: Chunk, const M: usize, const P: usize>(
     matrix: &[C::Data],
     panels: usize,
     first: usize,
+    ahead: Ahead<'_>,
 ) -> [[S::V; P]; M] {
     let rows: [&[f32]; M] = rows.map(|r| &r[..depth]);
     let mut acc = [[s.splat(0.0); P]; M];
     for (d, chunks) in matrix.chunks_exact(panels).take(depth).enumerate() {
+        ahead.ask(s, d);
         let chunks = &chunks[first..first + P];
         let b: [S::V; P] = std::array::from_fn(|p| C::get(s, &chunks[p]));
         for m in 0..M {

@@ -18,7 +18,8 @@ pub(crate) use prefill::attend_prefill;
 pub(crate) use rotate::rotate;
 pub(crate) use unpack::unpack;
 
-use crate::simd::LANES;
+use crate::KernelError;
+use crate::simd::{LANES, Simd};
 
 /// `dim`, rounded up to whole lanes.
 fn width(dim: usize) -> usize {
@@ -31,10 +32,27 @@ fn reset(buffer: &mut Vec<f32>, len: usize, value: f32) {
     buffer.resize(len, value);
 }
 
+/// Operations of a step of `multiply_adds`.
+pub(crate) const OPERATIONS: usize = 2 * 12 * LANES;
+
+/// Nothing but multiply-adds, twelve that don't wait for each other a step: what a machine can do at most.
+#[inline(always)]
+pub(crate) fn multiply_adds<S: Simd>(s: S, steps: usize, sum: &mut f32) -> Result<(), KernelError> {
+    let (mut acc, x) = ([s.splat(0.5); 12], s.splat(std::hint::black_box(0.999)));
+    for _ in 0..steps {
+        for acc in &mut acc {
+            *acc = s.madd(*acc, x, x);
+        }
+    }
+    *sum = acc.into_iter().map(|v| s.sum(v)).sum();
+    Ok(())
+}
+
 /// Every implementation's entry points: the generic kernels, compiled with its instructions.
 macro_rules! entries {
     ($token:ty $(, $features:literal)?) => {
         impl $token {
+            entries!(@ $token, multiply_adds($($features)?)(steps: usize, sum: &mut f32));
             entries!(@ $token, pack($($features)?)(
                 codec: crate::Codec, dim: usize, src: &[f32], dst: &mut [u8]));
             entries!(@ $token, unpack($($features)?)(

@@ -211,6 +211,10 @@ impl Simd for Avx2 {
         unsafe { super::parameters(min, max, levels) }
     }
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        super::prefetch(bytes);
+    }
+    #[inline(always)]
     fn f16(self, x: f16) -> f32 {
         // SAFETY: see above.
         unsafe { super::f16(x) }

@@ -7,8 +7,10 @@
 
 use std::arch::x86_64::*;
 
+use super::Avx512;
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, KeyCodes};
+use crate::simd::Ahead;
 
 /// Keys at a time, one a lane.
 const KEYS: usize = 16;
@@ -44,8 +46,9 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
     if job.prepared.is_empty() {
         prepare(job);
     }
-    let mut buffer = [0; BUFFER];
+    let mut buffer;
     let keys = if job.rows < KEYS {
+        buffer = [0; BUFFER];
         buffer[..job.keys.len()].copy_from_slice(job.keys);
         &buffer[..KEYS * row]
     } else {
@@ -114,33 +117,47 @@ fn run<G: Group, const H: usize>(job: &mut KeyCodes<'_>, keys: &[u8], row: usize
     let params = job.codec.code_bytes(job.heads.k_dim);
     let queries: [&[i32]; H] = std::array::from_fn(|h| &job.prepared[(first + h) * len..][..len]);
     let rows = keys.len() / row;
+    let ahead = match first {
+        0 => Ahead::new(job.ahead, rows.div_ceil(KEYS) * groups),
+        _ => Ahead::NOTHING,
+    };
     let mut r = 0;
     while r < rows {
         // The last sixteen may overlap the ones before; the same dot products are written again.
         let start = r.min(rows - KEYS);
         let keys = &keys[start * row..][..KEYS * row];
         let mut acc = [_mm512_setzero_ps(); H];
-        for g in 0..groups {
-            let mut high = [_mm512_setzero_si512(); H];
-            let mut low = [_mm512_setzero_si512(); H];
-            // SAFETY: `keys` is sixteen rows of `row` bytes, and a group's codes are followed by at least its
-            // parameters: 8 + 4 bytes of the last int2 group by those of two groups, as `score` made sure.
-            let columns = unsafe { G::columns(keys.as_ptr().add(g * group_bytes), row) };
-            for (c, column) in columns.into_iter().enumerate() {
-                for h in 0..H {
-                    let at = 1 + groups + 2 * (COLUMNS * g + c);
-                    high[h] = _mm512_dpbusd_epi32(high[h], column, _mm512_set1_epi32(queries[h][at]));
-                    low[h] = _mm512_dpbusd_epi32(low[h], column, _mm512_set1_epi32(queries[h][at + 1]));
+        let mut g = 0;
+        while g < groups {
+            // SAFETY: `keys` is sixteen rows of `row` bytes. A group's codes are followed by at least its
+            // parameters, which are four bytes: reading 16 bytes of the last int3 or int2 group stays in the row
+            // (12 + 4; and 8 + 8, as int2 has two groups at least, as `score` made sure). A query has `len`
+            // numbers, `2 · COLUMNS` of them for each group after the first `1 + groups`.
+            unsafe {
+                let pair = g + 1 < groups;
+                let at = keys.as_ptr().add(params + 4 * g);
+                let both = if pair {
+                    parameters2(at, row)
+                } else {
+                    [parameters(at, row); 2]
+                };
+                ahead.ask(Avx512(()), r / KEYS * groups + g);
+                if pair {
+                    ahead.ask(Avx512(()), r / KEYS * groups + g + 1);
                 }
-            }
-            // SAFETY: as above; a group's parameters are four bytes.
-            let (scale, zero) = unsafe { parameters(keys.as_ptr().add(params + 4 * g), row) };
-            for h in 0..H {
-                // At most 32 · 255 · 32639: no overflow.
-                let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[h]), low[h]);
-                acc[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, acc[h]);
-                let sum = f32::from_bits(queries[h][1 + g].cast_unsigned());
-                acc[h] = _mm512_fmadd_ps(zero, _mm512_set1_ps(sum), acc[h]);
+                for (scale, zero) in both.into_iter().take(1 + usize::from(pair)) {
+                    let columns = G::columns(keys.as_ptr().add(g * group_bytes), row);
+                    let sums: [__m512; H] = dots(
+                        columns,
+                        queries.map(|q| q.as_ptr().add(1 + groups + 2 * COLUMNS * g)),
+                    );
+                    for h in 0..H {
+                        let sum = f32::from_bits((*queries[h].as_ptr().add(1 + g)).cast_unsigned());
+                        acc[h] = _mm512_fmadd_ps(sums[h], scale, acc[h]);
+                        acc[h] = _mm512_fmadd_ps(zero, _mm512_set1_ps(sum), acc[h]);
+                    }
+                    g += 1;
+                }
             }
         }
         for h in 0..H {
@@ -152,6 +169,73 @@ fn run<G: Group, const H: usize>(job: &mut KeyCodes<'_>, keys: &[u8], row: usize
         r += KEYS;
     }
     H
+}
+
+/// Dot products of one group with H queries, in steps.
+///
+/// # Safety
+/// The queries must be valid for reading `2 · COLUMNS` numbers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn dots<const H: usize>(columns: [__m512i; COLUMNS], q: [*const i32; H]) -> [__m512; H] {
+    let mut high = [_mm512_setzero_si512(); H];
+    let mut low = [_mm512_setzero_si512(); H];
+    for c in 0..COLUMNS {
+        for h in 0..H {
+            // SAFETY: the caller's promise.
+            let (x, y) = unsafe { (*q[h].add(2 * c), *q[h].add(2 * c + 1)) };
+            high[h] = _mm512_dpbusd_epi32(high[h], columns[c], _mm512_set1_epi32(x));
+            low[h] = _mm512_dpbusd_epi32(low[h], columns[c], _mm512_set1_epi32(y));
+        }
+    }
+    // At most 32 · 255 · 32639: no overflow.
+    std::array::from_fn(|h| _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high[h]), low[h])))
+}
+
+/// Scales and zeros of two neighbouring groups of sixteen rows.
+///
+/// # Safety
+/// `at` must be valid for reading 8 bytes at each of the sixteen rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn parameters2(at: *const u8, stride: usize) -> [(__m512, __m512); 2] {
+    // Two rows each: scale, zero, scale, zero, in 16 bits.
+    let two = |r: usize| {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm_loadl_epi64(at.add(r * stride).cast());
+            let high = at.add((r + 1) * stride).cast::<f64>();
+            _mm_castpd_si128(_mm_loadh_pd(_mm_castsi128_pd(low), high))
+        }
+    };
+    let eight = |r: usize| {
+        let x = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(two(r)), two(r + 2));
+        _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(x, two(r + 4)), two(r + 6))
+    };
+    let (a, b) = (eight(0), eight(8));
+    // Word 4r + i of both: sixteen rows of scales, then of zeros.
+    const FIRST: [i16; 32] = words(0);
+    const SECOND: [i16; 32] = words(2);
+    let pick = |index: &[i16; 32]| {
+        // SAFETY: the array has the 64 bytes.
+        let index = unsafe { _mm512_loadu_si512(index.as_ptr().cast()) };
+        let x = _mm512_permutex2var_epi16(a, index, b);
+        (
+            _mm512_cvtph_ps(_mm512_castsi512_si256(x)),
+            _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x)),
+        )
+    };
+    [pick(&FIRST), pick(&SECOND)]
+}
+
+const fn words(first: i16) -> [i16; 32] {
+    let (mut out, mut i) = ([0; 32], 0);
+    while i < 16 {
+        out[i] = 4 * i as i16 + first;
+        out[16 + i] = 4 * i as i16 + first + 1;
+        i += 1;
+    }
+    out
 }
 
 /// Scales and zeros of one group of sixteen rows.

@@ -5,7 +5,7 @@ use candle_core::DType;
 use cinch_hooks::LayerShape;
 
 use crate::plan::Plan;
-use crate::store::{BLOCK_ROWS, COLUMN_ROWS, Dims, HEADER, Pair};
+use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, Pair};
 
 /// Bytes of one layer's K and V of `tokens` tokens in f16.
 pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
@@ -15,11 +15,7 @@ pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
 /// Most bytes that one layer holds of a sequence that has come to `tokens` tokens under `plan` alone.
 pub(crate) fn layer(shape: &LayerShape, plan: &Plan, dtype: DType, tokens: usize) -> usize {
     let targets = plan.targets(dtype);
-    let dims = Dims {
-        k: shape.k_dim,
-        v: shape.v_dim,
-    };
-    let row = |pair: Pair| pair.k.row_bytes(dims.k) + pair.v.row_bytes(dims.v);
+    let row = |pair: Pair| pair.k.row_bytes(shape.k_dim) + pair.v.row_bytes(shape.v_dim);
     // Between two evictions rows gather that the next one drops.
     let kept = match (plan.budget(tokens), plan.interval()) {
         (Some((_, budget)), Some(interval)) => (budget.total + interval).min(tokens),

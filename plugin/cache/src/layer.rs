@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use cinch_hooks::{HookError, LayerShape};
-use cinch_kernels::{Codec, Kernels};
+use cinch_kernels::Kernels;
 use cinch_protocol::Store;
 
 use crate::plan::Plan;
+use crate::quantize::bits;
 use crate::select::{self, Rows};
 use crate::store::{Column, Dims, Head, Ledger, Pair, Rebuilt, Targets};
 
@@ -41,18 +42,6 @@ pub(crate) struct Layer {
     pub(crate) heads: Vec<Head>,
     /// Mean weight over query heads, where no head has scores of its own.
     pub(crate) scores: Option<Column<f32>>,
-}
-
-/// Bits a value keeps.
-fn bits(codec: Codec) -> u32 {
-    match codec {
-        Codec::F32 => 32,
-        Codec::F16 | Codec::Bf16 => 16,
-        Codec::Int8 => 8,
-        Codec::Int4 => 4,
-        Codec::Int3 => 3,
-        Codec::Int2 => 2,
-    }
 }
 
 /// What a step asks of every head after attention.

@@ -15,6 +15,7 @@ mod error;
 mod gauges;
 mod inspect;
 mod layer;
+mod matmul;
 mod observe;
 mod plan;
 mod plugin;
@@ -29,6 +30,7 @@ mod totals;
 
 pub use error::{CacheError, RetuneError};
 pub use inspect::{BlockView, HeadView, LayerView};
+pub use matmul::Matmul;
 pub use observe::Observer;
 pub use plugin::{Plugin, RetuneReceipt};
 pub use registry::{Assignment, RequestSnapshot, RequestState, Served};

@@ -2,7 +2,7 @@
 //! exact against compressed. Nothing is reported that was not measured.
 
 use cinch_hooks::HookError;
-use cinch_kernels::{Heads, attend_decode};
+use cinch_kernels::{Heads, Kernels, Partial, Scratch, merge};
 
 use crate::error::kernel;
 use crate::store::Head;
@@ -28,19 +28,23 @@ pub(crate) struct Probe<'a> {
 
 /// Relative L2 error over all probes: ‖exact − compressed‖ / ‖exact‖. `None` if there is nothing to compare.
 pub(crate) fn relative_error(
+    kernels: Kernels,
     head: &Head,
     heads: &Heads,
     probes: &[Probe<'_>],
 ) -> Result<Option<f64>, HookError> {
-    let mut weights = Vec::new();
+    let (mut partial, mut scratch) = (Partial::default(), Scratch::default());
     let mut out = vec![0.0; heads.q_heads * heads.v_dim];
     let (mut wrong, mut norm) = (0.0, 0.0);
     for probe in probes {
-        let segments = head.segments(head.rows_before(probe.position + 1));
+        let segments = head.segments(0, head.rows_before(probe.position + 1));
         if segments.is_empty() {
             continue;
         }
-        attend_decode(heads, &segments, &probe.q, &mut weights, &mut out).map_err(kernel)?;
+        kernels
+            .attend_decode(heads, &segments, &probe.q, &mut partial, None, &mut scratch)
+            .map_err(kernel)?;
+        merge(heads, [&partial], &mut out).map_err(kernel)?;
         for (exact, compressed) in probe.exact.iter().zip(out.chunks_exact(heads.v_dim)) {
             for (a, b) in exact.iter().zip(compressed) {
                 wrong += f64::from(a - b).powi(2);

@@ -46,7 +46,7 @@ impl Sequence {
         let layers = info
             .layers
             .iter()
-            .map(|shape| Layer::new(&core.ledger, *shape, &plan, info.dtype))
+            .map(|shape| Layer::new(&core.ledger, core.settings.kernels, *shape, &plan, info.dtype))
             .collect();
         let sequence = Self::assemble(core, info.dtype, &info.layers, layers, Vec::new());
         request.join(&sequence.gauges, info.prompt_tokens, &[]);

@@ -1,5 +1,7 @@
 //! What the plugin is started with.
 
+use cinch_kernels::Kernels;
+
 /// Settings that hold for the life of the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginSettings {
@@ -9,6 +11,8 @@ pub struct PluginSettings {
     pub error_sample: ErrorSample,
     /// Attend through tensor operations even on CPU: slower, for tests of that path.
     pub force_device_path: bool,
+    /// The implementation of packing and attention.
+    pub kernels: Kernels,
     /// Attend on the calling thread alone, instead of on candle's pool: for tests that count allocations.
     pub serial: bool,
 }
@@ -44,6 +48,7 @@ impl Default for PluginSettings {
             prefix_cache_bytes: 256 << 20,
             error_sample: ErrorSample::default(),
             force_device_path: false,
+            kernels: Kernels::detect(),
             serial: false,
         }
     }

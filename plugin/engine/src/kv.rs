@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use cinch_cache::{
-    Assignment, ErrorSample, Observer, Plugin, PluginSettings, RequestSnapshot, RequestState as PluginState,
-    RetuneError, RetuneReceipt,
+    Assignment, ErrorSample, Matmul, Observer, Plugin, PluginSettings, RequestSnapshot,
+    RequestState as PluginState, RetuneError, RetuneReceipt,
 };
+use cinch_kernels::Kernels;
 use cinch_protocol::{Policy, RequestState, RequestView, RetuneReport, Served, ServedCache, ServedWith};
+use tracing::info;
 
 use crate::classes::Choice;
 use crate::config::{Settings, Switch};
@@ -26,6 +28,7 @@ const POLL: Duration = Duration::from_millis(5);
 #[derive(Clone)]
 pub struct Kv {
     plugin: Option<Arc<Plugin>>,
+    matmul: Option<Matmul>,
     prefix_cache_bytes: u64,
     /// f16 bytes a token takes in the loaded model; 0 until one is.
     bytes_per_token: Arc<AtomicU64>,
@@ -98,6 +101,7 @@ impl Kv {
         } else {
             0
         };
+        let mut matmul = None;
         let plugin = match settings.kv.plugin {
             Switch::Off => None,
             Switch::On => {
@@ -107,8 +111,11 @@ impl Kv {
                         every_layer: settings.metrics.error_every_layers,
                         heads: settings.metrics.error_heads,
                     },
+                    kernels: settings.engine.kernels().unwrap_or_else(|_| Kernels::detect()),
                     ..PluginSettings::default()
                 };
+                info!("kernels: {}", wanted.kernels.name());
+                matmul = Matmul::new(wanted.kernels);
                 let plugin = Plugin::new(wanted, assignment("default", default))?;
                 plugin.set_observer(Box::new(ErrorHistogram(metrics.clone())));
                 Some(plugin)
@@ -116,6 +123,7 @@ impl Kv {
         };
         Ok(Self {
             plugin,
+            matmul,
             prefix_cache_bytes,
             bytes_per_token: Arc::default(),
         })
@@ -126,6 +134,9 @@ impl Kv {
     /// # Errors
     /// A plugin is installed already.
     pub fn install(&self) -> Result<(), cinch_hooks::HookError> {
+        if let Some(matmul) = self.matmul {
+            cinch_hooks::install_matmul(Arc::new(matmul))?;
+        }
         match &self.plugin {
             Some(plugin) => cinch_hooks::install(plugin.clone()),
             None => Ok(()),

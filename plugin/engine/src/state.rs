@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::admission::Admission;
 use crate::classes::Classes;
-use crate::config::Settings;
+use crate::config::{Settings, Switch};
 use crate::http::Refusal;
 use crate::kv::Kv;
 use crate::metrics::Metrics;
@@ -96,7 +96,12 @@ impl App {
     /// The plugin refused its settings.
     pub fn new(settings: Settings) -> Result<Arc<Self>, SetupError> {
         let classes = Arc::new(Classes::new(&settings));
-        let metrics = Metrics::new(&classes.names(), classes.ladder())?;
+        // "off" is mistral.rs as it comes: none of ours run.
+        let kernels = match (settings.kv.plugin, settings.engine.kernels()) {
+            (Switch::On, Ok(kernels)) => kernels.name(),
+            _ => "none",
+        };
+        let metrics = Metrics::new(&classes.names(), classes.ladder(), kernels)?;
         metrics.set_capacity(settings.kv.capacity_bytes);
         let kv = Kv::new(&settings, classes.current("default", "class.default")?, &metrics)?;
         Ok(Arc::new(Self {

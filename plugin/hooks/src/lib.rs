@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod matmul;
 mod types;
 
 use std::any::Any;
@@ -19,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::Tensor;
 
 pub use error::HookError;
+pub use matmul::{QuantizedMatmul, install_matmul, installed_matmul};
 pub use types::{AttendParams, ForkRole, LayerShape, Qkv, SequenceInfo};
 
 /// Decides how sequences are cached. Installed once per process.

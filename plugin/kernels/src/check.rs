@@ -185,3 +185,12 @@ pub(crate) fn length(what: &'static str, given: usize, expected: usize) -> Resul
         })
     }
 }
+
+/// A count that must be whole pieces of `row`.
+pub(crate) fn multiple(what: &'static str, given: usize, row: usize) -> Result<(), KernelError> {
+    if given.is_multiple_of(row) {
+        Ok(())
+    } else {
+        Err(KernelError::Ragged { what, given, row })
+    }
+}

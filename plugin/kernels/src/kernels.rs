@@ -72,6 +72,14 @@ impl Kernels {
         NAMES.iter().filter_map(|name| Self::forced(name).ok()).collect()
     }
 
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn avx512(self) -> Option<Avx512> {
+        match self.0 {
+            Isa::Avx512(proof) => Some(proof),
+            _ => None,
+        }
+    }
+
     /// The name, as in configs and reports.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -153,10 +161,6 @@ impl Kernels {
     ///
     /// # Errors
     /// Shapes that do not fit, or a scale or cap out of range.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "three inputs, two outputs and what they are used with"
-    )]
     pub fn attend_decode(
         self,
         heads: &Heads,

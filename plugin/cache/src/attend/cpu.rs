@@ -1,19 +1,38 @@
-//! Attention straight from tensor storage and packed blocks: a task per row and KV head.
+//! Attention straight from tensor storage and packed blocks, in pieces that every thread takes from.
 
 use std::cell::RefCell;
-use std::sync::MutexGuard;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cinch_hooks::HookError;
-use cinch_kernels::{ColumnSums, Heads, Rows, RowsMut, Scratch, attend_decode, attend_prefill};
+use cinch_kernels::{ColumnSums, Partial, Rows, RowsMut, Scratch, Stat, accumulate, merge, total};
 
-use super::{Step, Sums, add, collect, observed};
+use super::host::between;
+use super::pieces::{self, Piece};
+use super::{Step, Sums, add, collect, counts, observed};
 use crate::error::kernel;
 use crate::layer::Layer;
-use crate::store::{Head, Targets};
+use crate::registry::lock;
+
+/// What one decode piece gives.
+#[derive(Default)]
+struct Slot {
+    partial: Partial,
+    /// q_heads × rows, not normalized.
+    weights: Vec<f32>,
+}
+
+/// A decode step's pieces and their results, reused from step to step.
+#[derive(Default)]
+struct Workspace {
+    pieces: Vec<Piece>,
+    slots: Vec<Mutex<Slot>>,
+}
 
 thread_local! {
-    /// A thread's buffers, reused from step to step.
-    static BUFFERS: RefCell<(Vec<f32>, Vec<f32>, Scratch)> = RefCell::default();
+    /// A thread's buffers: gathered queries, and what the kernels need.
+    static SCRATCH: RefCell<(Vec<f32>, Scratch)> = RefCell::default();
+    /// Of the thread that steps.
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
 }
 
 /// Attends with all rows; `out` is (batch, query heads, fresh, v_dim).
@@ -22,169 +41,183 @@ pub(crate) fn attend(
     layers: &mut [MutexGuard<'_, Layer>],
     out: &mut [f32],
 ) -> Result<Vec<Sums>, HookError> {
-    let sums = if step.geometry.fresh == 1 {
-        decode(step, layers, out)?
+    if step.geometry.fresh == 1 {
+        append(step, layers)?;
+        WORKSPACE.with_borrow_mut(|workspace| decode(step, layers, workspace, out))
     } else {
-        prefill(step, layers, out)?
-    };
-    Ok(layers
-        .iter()
-        .zip(sums)
-        .map(|(layer, sums)| collect(layer, sums))
-        .collect())
-}
-
-struct DecodeTask<'a> {
-    row: usize,
-    kv: usize,
-    seen: usize,
-    targets: Targets,
-    head: &'a mut Head,
-    out: &'a mut [f32],
-    sums: Vec<f32>,
+        prefill(step, layers, out)
+    }
 }
 
 /// A decoded token is appended first, so it is attended to as it is stored.
-fn decode(
-    step: &Step<'_>,
-    layers: &mut [MutexGuard<'_, Layer>],
-    out: &mut [f32],
-) -> Result<Vec<Vec<Vec<f32>>>, HookError> {
-    let group = step.geometry.group();
-    let mut outs = out.chunks_exact_mut(group * step.heads.v_dim);
-    let mut tasks = Vec::with_capacity(layers.len() * step.geometry.shape.kv_heads);
+fn append(step: &Step<'_>, layers: &mut [MutexGuard<'_, Layer>]) -> Result<(), HookError> {
     for (row, layer) in layers.iter_mut().enumerate() {
         let layer: &mut Layer = layer;
-        let (seen, targets) = (layer.seen, layer.targets);
-        for ((kv, head), out) in layer.heads.iter_mut().enumerate().zip(&mut outs) {
-            tasks.push(DecodeTask {
-                row,
-                kv,
-                seen,
-                targets,
-                head,
-                out,
-                sums: Vec::new(),
-            });
+        for (kv, head) in layer.heads.iter_mut().enumerate() {
+            let (k, v) = (step.k.row(row, kv, 0), step.v.row(row, kv, 0));
+            head.append(&layer.targets, layer.seen, k, v)?;
         }
     }
-    step.run(&mut tasks, |task| {
-        let DecodeTask { row, kv, .. } = *task;
-        task.head.append(
-            &task.targets,
-            task.seen,
-            step.k.row(row, kv, 0),
-            step.v.row(row, kv, 0),
-        )?;
-        BUFFERS.with_borrow_mut(|(q, weights, _)| {
-            q.clear();
-            for head in kv * group..(kv + 1) * group {
-                q.extend_from_slice(step.q.row(row, head, 0));
-            }
-            let rows = task.head.kept();
-            attend_decode(&step.heads, &task.head.segments(rows), q, weights, task.out).map_err(kernel)?;
-            let mut weights = weights.chunks_exact(rows);
-            task.sums = weights.next().unwrap_or_default().to_vec();
-            weights.for_each(|weights| add(&mut task.sums, weights));
-            Ok(())
+    Ok(())
+}
+
+fn decode(
+    step: &Step<'_>,
+    layers: &[MutexGuard<'_, Layer>],
+    workspace: &mut Workspace,
+    out: &mut [f32],
+) -> Result<Vec<Sums>, HookError> {
+    let Workspace { pieces, slots } = workspace;
+    let heads = layers.iter().enumerate().flat_map(|(row, layer)| {
+        let heads = layer.heads.iter().enumerate();
+        heads.map(move |(kv, head)| (row, kv, head.kept()))
+    });
+    pieces::decode(heads, step.threads(), pieces);
+    if slots.len() < pieces.len() {
+        slots.resize_with(pieces.len(), Mutex::default);
+    }
+    let group = step.geometry.group();
+    step.run(pieces.len(), |index| {
+        let Piece { row, kv, from, to } = pieces[index];
+        let layer = &layers[row];
+        let Slot { partial, weights } = &mut *lock(&slots[index]);
+        let weights = counts(layer).then(|| {
+            weights.resize(group * (to - from), 0.0);
+            &mut weights[..]
+        });
+        SCRATCH.with_borrow_mut(|(q, scratch)| {
+            let q = step.q.heads(row, kv * group..(kv + 1) * group, q);
+            let segments = layer.heads[kv].segments(from, to);
+            step.kernels()
+                .attend_decode(&step.heads, &segments, q, partial, weights, scratch)
+                .map_err(kernel)
         })
     })?;
-    let mut sums = vec![Vec::new(); step.geometry.batch];
-    for task in tasks {
-        sums[task.row].push(task.sums);
+    let mut done = pieces.iter().zip(slots.iter_mut().map(unlocked)).peekable();
+    let mut outs = out.chunks_exact_mut(group * step.heads.v_dim);
+    let mut own: Vec<(Piece, &mut Slot)> = Vec::with_capacity(pieces.len());
+    let mut all = Vec::with_capacity(layers.len());
+    for (row, layer) in layers.iter().enumerate() {
+        let mut sums = Vec::new();
+        for (kv, head) in layer.heads.iter().enumerate() {
+            own.clear();
+            while let Some((piece, slot)) = done.next_if(|(piece, _)| (piece.row, piece.kv) == (row, kv)) {
+                own.push((*piece, slot));
+            }
+            let partials = own.iter().map(|(_, slot)| &slot.partial);
+            let Some(out) = outs.next() else { continue };
+            merge(&step.heads, partials.clone(), out).map_err(kernel)?;
+            if counts(layer) {
+                let totals: Vec<Stat> = (0..group).map(|h| total(h, partials.clone())).collect();
+                sums.push(weights(&own, &totals, head.kept())?);
+            }
+        }
+        all.push(collect(layer, sums));
+    }
+    Ok(all)
+}
+
+fn unlocked(slot: &mut Mutex<Slot>) -> &mut Slot {
+    slot.get_mut().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One head's softmax weights, summed over its query heads.
+fn weights(pieces: &[(Piece, &mut Slot)], totals: &[Stat], rows: usize) -> Result<Vec<f32>, HookError> {
+    let mut sums = vec![0.0; rows];
+    for (piece, slot) in pieces {
+        let stats = slot.partial.stats().iter();
+        let factors: Vec<f32> = stats
+            .zip(totals)
+            .map(|(stat, total)| stat.factor(*total))
+            .collect();
+        accumulate(&slot.weights, &factors, &mut sums[piece.from..piece.to]).map_err(kernel)?;
     }
     Ok(sums)
 }
 
 struct PrefillTask<'a> {
-    row: usize,
-    kv: usize,
-    /// First query head.
-    from: usize,
-    head: &'a Head,
-    last_queries: usize,
-    out: &'a mut [f32],
+    piece: Piece,
+    /// Queries of the piece that count, its last ones.
+    counted: usize,
+    /// A run of rows a query head.
+    outs: Vec<&'a mut [f32]>,
     sums: Vec<f32>,
 }
 
 /// Fresh rows are exact in this pass, and nothing is stored yet.
 fn prefill(
     step: &Step<'_>,
-    layers: &mut [MutexGuard<'_, Layer>],
+    layers: &[MutexGuard<'_, Layer>],
     out: &mut [f32],
-) -> Result<Vec<Vec<Vec<f32>>>, HookError> {
+) -> Result<Vec<Sums>, HookError> {
     let (geometry, group) = (step.geometry, step.geometry.group());
-    // Few heads on many threads: a task per query head, at the price of unpacking the past for each.
-    let share = if geometry.batch * geometry.shape.kv_heads < 2 * step.threads() {
-        1
-    } else {
-        group
-    };
-    let mut outs = out.chunks_exact_mut(share * geometry.fresh * step.heads.v_dim);
-    let mut tasks = Vec::new();
-    for (row, layer) in layers.iter().enumerate() {
-        let last_queries = observed(layer);
-        for (kv, head) in layer.heads.iter().enumerate() {
-            for from in (kv * group..(kv + 1) * group).step_by(share) {
-                let Some(out) = outs.next() else { continue };
-                let sums = Vec::new();
-                tasks.push(PrefillTask {
-                    row,
-                    kv,
-                    from,
-                    head,
-                    last_queries,
-                    out,
-                    sums,
-                });
-            }
-        }
+    let fresh = geometry.fresh;
+    let heads = layers.iter().enumerate().flat_map(|(row, layer)| {
+        let heads = layer.heads.iter().enumerate();
+        heads.map(move |(kv, head)| (row, kv, head.kept()))
+    });
+    let pieces = pieces::prefill(heads, fresh, step.threads());
+    let mut tasks: Vec<PrefillTask<'_>> = Vec::with_capacity(pieces.len());
+    // What is left of each query head's output, in the order of the pieces.
+    let mut rest: Vec<&mut [f32]> = out.chunks_exact_mut(fresh * step.heads.v_dim).collect();
+    for piece in pieces {
+        let first = piece.row * geometry.q_heads + piece.kv * group;
+        let length = (piece.to - piece.from) * step.heads.v_dim;
+        let outs = rest[first..first + group]
+            .iter_mut()
+            .map(|rest| rest.split_off_mut(..length).unwrap_or_default())
+            .collect();
+        let uncounted = fresh.saturating_sub(observed(&layers[piece.row]));
+        let counted = piece.to.saturating_sub(piece.from.max(uncounted));
+        let sums = Vec::new();
+        tasks.push(PrefillTask {
+            piece,
+            counted,
+            outs,
+            sums,
+        });
     }
-    let heads = Heads {
-        q_heads: share,
-        ..step.heads
-    };
-    step.run(&mut tasks, |task| {
-        let (k, v) = (step.k.rows(task.row, task.kv), step.v.rows(task.row, task.kv));
-        // Checked before anything is stored: packing refuses what is not finite.
-        finite("k", &k)?;
-        finite("v", &v)?;
-        let rows = task.head.kept();
-        task.sums = vec![0.0; rows + geometry.fresh];
-        let q: Vec<Rows<'_>> = (task.from..task.from + share)
-            .map(|head| step.q.rows(task.row, head))
+    step.run_each(&mut tasks, |task| {
+        let Piece { row, kv, from, to } = task.piece;
+        let head = &layers[row].heads[kv];
+        let (k, v) = (step.k.rows(row, kv), step.v.rows(row, kv));
+        if from == 0 {
+            // Before anything is stored: packing refuses what is not finite.
+            finite("k", &k)?;
+            finite("v", &v)?;
+        }
+        let q: Vec<Rows<'_>> = (kv * group..(kv + 1) * group)
+            .map(|head| between(&step.q.rows(row, head), from..to))
             .collect();
-        let mut out: Vec<RowsMut<'_>> = task
-            .out
-            .chunks_exact_mut(geometry.fresh * heads.v_dim)
-            .map(|out| RowsMut::packed(out, heads.v_dim))
-            .collect();
-        let sums = ColumnSums {
-            last_queries: task.last_queries,
-            out: &mut task.sums,
-        };
-        BUFFERS.with_borrow_mut(|(_, _, scratch)| {
-            attend_prefill(
-                &heads,
-                &task.head.segments(rows),
-                k,
-                v,
-                &q,
-                &mut out,
-                Some(sums),
-                scratch,
-            )
-            .map_err(kernel)
+        let outs = task.outs.iter_mut();
+        let mut out: Vec<_> = outs.map(|out| RowsMut::packed(out, step.heads.v_dim)).collect();
+        let sums = (task.counted > 0).then(|| {
+            task.sums.resize(head.kept() + fresh, 0.0);
+            ColumnSums {
+                last_queries: task.counted,
+                out: &mut task.sums,
+            }
+        });
+        let past = head.segments(0, head.kept());
+        SCRATCH.with_borrow_mut(|(_, scratch)| {
+            step.kernels()
+                .attend_prefill(&step.heads, &past, k, v, from, &q, &mut out, sums, scratch)
+                .map_err(kernel)
         })
     })?;
     let mut sums: Vec<Vec<Vec<f32>>> = vec![Vec::new(); geometry.batch];
-    for task in tasks {
-        match sums[task.row].get_mut(task.kv) {
-            Some(head) => add(head, &task.sums),
-            None => sums[task.row].push(task.sums),
+    for PrefillTask { piece, sums: own, .. } in tasks {
+        match sums[piece.row].get_mut(piece.kv) {
+            Some(head) if head.is_empty() => *head = own,
+            Some(head) => add(head, &own),
+            None => sums[piece.row].push(own),
         }
     }
-    Ok(sums)
+    Ok(layers
+        .iter()
+        .zip(sums)
+        .map(|(layer, sums)| collect(layer, sums))
+        .collect())
 }
 
 /// Refuses rows that can't be stored.

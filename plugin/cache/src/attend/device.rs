@@ -7,7 +7,7 @@ use candle_core::{D, Device, Tensor};
 use cinch_hooks::HookError;
 
 use super::cpu::finite;
-use super::{Step, Sums, add, collect, observed};
+use super::{Step, Sums, add, collect, counts, observed};
 use crate::layer::Layer;
 
 /// Queries that attend at a time.
@@ -25,6 +25,7 @@ pub(crate) fn attend(
     let mut all = Vec::with_capacity(layers.len());
     for (row, layer) in layers.iter_mut().enumerate() {
         let last_queries = observed(layer);
+        let counted = fresh > 1 || counts(layer);
         let layer: &mut Layer = layer;
         let (seen, targets) = (layer.seen, layer.targets);
         let mut sums = Vec::with_capacity(layer.heads.len());
@@ -65,7 +66,9 @@ pub(crate) fn attend(
                     }
                 }
             }
-            sums.push(head_sums);
+            if counted {
+                sums.push(head_sums);
+            }
         }
         all.push(collect(layer, sums));
     }

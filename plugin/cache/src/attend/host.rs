@@ -1,6 +1,8 @@
 //! Fresh q, k and v as f32 rows in host memory: read where they lie when they are f32 on the CPU,
 //! converted once otherwise.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Layout, Storage, Tensor};
 use cinch_hooks::{HookError, LayerShape, Qkv};
 use cinch_kernels::Rows;
@@ -130,10 +132,35 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The one token of neighbouring heads of a decode step, side by side; borrowed where they lie so.
+    pub(crate) fn heads<'b>(&self, batch: usize, heads: Range<usize>, scratch: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        if self.head == self.dim {
+            let from = batch * self.batch + heads.start * self.head;
+            return &self.data[from..from + heads.len() * self.dim];
+        }
+        scratch.clear();
+        for head in heads {
+            scratch.extend_from_slice(self.row(batch, head, 0));
+        }
+        scratch
+    }
+
     /// One token of one batch row and head.
     pub(crate) fn row(&self, batch: usize, head: usize, token: usize) -> &'a [f32] {
         let from = batch * self.batch + head * self.head + token * self.token;
         &self.data[from..from + self.dim]
+    }
+}
+
+/// Some of the rows.
+pub(crate) fn between<'a>(rows: &Rows<'a>, part: Range<usize>) -> Rows<'a> {
+    Rows {
+        data: rows.data.get(part.start * rows.stride..).unwrap_or_default(),
+        rows: part.len(),
+        ..*rows
     }
 }
 

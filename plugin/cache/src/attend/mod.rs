@@ -9,6 +9,7 @@ mod cpu;
 mod device;
 mod exact;
 mod host;
+mod pieces;
 mod settle;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,9 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use candle_core::utils::barrier_pool;
 use candle_core::{Device, Tensor};
 use cinch_hooks::{AttendParams, DenseAttention, HookError, Qkv, SequenceCache};
-use cinch_kernels::Heads;
+use cinch_kernels::{Heads, Kernels};
 
-use crate::layer::{Layer, OBSERVED_QUERIES};
+use crate::layer::{Layer, OBSERVED_QUERIES, OBSERVED_STEPS};
 use crate::registry::lock;
 use crate::sequence::Sequence;
 use crate::shared::Core;
@@ -41,26 +42,35 @@ pub(crate) struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Runs `f` on every task, on candle's threads if there is enough to do. A pool of our own would fight
+    /// Runs `f` on every index, on candle's threads if there is enough to do. A pool of our own would fight
     /// with candle's for the cores: its workers spin for a while after each matmul.
-    fn run<T: Send>(
-        &self,
-        tasks: &mut [T],
-        f: impl Fn(&mut T) -> Result<(), HookError> + Sync,
-    ) -> Result<(), HookError> {
-        if self.threads() == 1 || tasks.len() < 2 || self.work < SERIAL_WORK {
-            return tasks.iter_mut().try_for_each(f);
+    fn run(&self, count: usize, f: impl Fn(usize) -> Result<(), HookError> + Sync) -> Result<(), HookError> {
+        if self.threads() == 1 || count < 2 || self.work < SERIAL_WORK {
+            return (0..count).try_for_each(f);
         }
         let failed = Mutex::new(None);
-        let tasks: Vec<Mutex<&mut T>> = tasks.iter_mut().map(Mutex::new).collect();
-        barrier_pool().execute_chunked(tasks.len(), |range| {
-            for task in &tasks[range] {
-                if let Err(error) = f(&mut lock(task)) {
+        barrier_pool().execute_chunked(count, |range| {
+            for index in range {
+                if let Err(error) = f(index) {
                     lock(&failed).get_or_insert(error);
                 }
             }
         });
         lock(&failed).take().map_or(Ok(()), Err)
+    }
+
+    /// The same, for tasks that are changed.
+    fn run_each<T: Send>(
+        &self,
+        tasks: &mut [T],
+        f: impl Fn(&mut T) -> Result<(), HookError> + Sync,
+    ) -> Result<(), HookError> {
+        let tasks: Vec<Mutex<&mut T>> = tasks.iter_mut().map(Mutex::new).collect();
+        self.run(tasks.len(), |index| f(&mut lock(&tasks[index])))
+    }
+
+    fn kernels(&self) -> Kernels {
+        self.core.settings.kernels
     }
 
     /// Threads that [`run`](Self::run) may use.
@@ -76,6 +86,8 @@ impl Step<'_> {
 /// Attention weights received by each row's keys: summed over all query heads where the layer keeps
 /// scores, else a head at a time.
 pub(crate) enum Sums {
+    /// This step does not count.
+    None,
     Layer(Vec<f32>),
     Heads(Vec<Vec<f32>>),
 }
@@ -226,6 +238,12 @@ fn observed(layer: &Layer) -> usize {
     }
 }
 
+/// Whether a decode step counts in the layer's scores. Scores that no selection needs yet are a sample: they
+/// are for the day a running request is retuned.
+fn counts(layer: &Layer) -> bool {
+    layer.head_scores() || layer.seen.is_multiple_of(OBSERVED_STEPS)
+}
+
 /// A head's or a layer's share of the sums, added up.
 fn add(to: &mut [f32], from: &[f32]) {
     for (to, from) in to.iter_mut().zip(from) {
@@ -233,13 +251,15 @@ fn add(to: &mut [f32], from: &[f32]) {
     }
 }
 
-/// Collects per-head sums as a layer's scores need them.
+/// Collects per-head sums, none or one a head, as a layer's scores need them.
 fn collect(layer: &Layer, heads: Vec<Vec<f32>>) -> Sums {
     if layer.head_scores() {
         return Sums::Heads(heads);
     }
     let mut heads = heads.into_iter();
-    let mut total = heads.next().unwrap_or_default();
+    let Some(mut total) = heads.next() else {
+        return Sums::None;
+    };
     for head in heads {
         add(&mut total, &head);
     }

@@ -1,13 +1,14 @@
 //! The second phase of a step: prefill rows are stored, scores grow, and layers whose turn it is evict,
 //! pack, and measure on a sample what that did to attention.
 
+use std::iter::repeat_n;
 use std::sync::MutexGuard;
 
 use cinch_hooks::HookError;
 
 use super::host::packed;
 use super::{Step, Sums, add};
-use crate::layer::{Compaction, Layer, compact};
+use crate::layer::{Compaction, Layer, OBSERVED_STEPS, compact};
 use crate::observe::{Probe, WINDOW, relative_error};
 use crate::plan::Plan;
 use crate::sequence::Sequence;
@@ -48,11 +49,15 @@ pub(crate) fn settle(
     let mut whats = Vec::with_capacity(layers.len());
     for (layer, sums) in layers.iter_mut().zip(&sums) {
         let layer: &mut Layer = layer;
-        if let (Some(scores), Sums::Layer(sums)) = (&mut layer.scores, sums) {
-            scores.extend(vec![0.0; fresh].into_iter());
-            let mean = 1.0 / step.geometry.q_heads as f32;
-            for (score, sum) in scores.as_mut_slice().iter_mut().zip(sums) {
-                *score += sum * mean;
+        if let Some(scores) = &mut layer.scores {
+            scores.extend(repeat_n(0.0, fresh));
+            if let Sums::Layer(sums) = sums {
+                // A decode step stands for those between it and the last that counted.
+                let steps = if fresh == 1 { OBSERVED_STEPS } else { 1 };
+                let mean = steps as f32 / step.geometry.q_heads as f32;
+                for (score, sum) in scores.as_mut_slice().iter_mut().zip(sums) {
+                    *score += sum * mean;
+                }
             }
         }
         layer.since += fresh;
@@ -73,7 +78,7 @@ pub(crate) fn settle(
         let (plan, targets, seen) = (&*layer.plan, layer.targets, layer.seen + fresh);
         for (kv, head) in layer.heads.iter_mut().enumerate() {
             let sums = match sums {
-                Sums::Layer(_) => None,
+                Sums::None | Sums::Layer(_) => None,
                 Sums::Heads(heads) => heads.get(kv).map(Vec::as_slice),
             };
             if fresh > 1 || sums.is_some() || what.is_some() {
@@ -95,7 +100,7 @@ pub(crate) fn settle(
             }
         }
     }
-    step.run(&mut tasks, |task| run(step, task, out))?;
+    step.run_each(&mut tasks, |task| run(step, task, out))?;
     let mut settled: Vec<Settled> = whats.iter().map(|_| Settled::default()).collect();
     let mut keeps: Vec<Option<Vec<u32>>> = vec![None; whats.len()];
     let heads = step.geometry.shape.kv_heads as f64;
@@ -131,7 +136,7 @@ fn run(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), HookErro
         task.head.append(&task.targets, task.seen - fresh, k, v)?;
     }
     if let (Some(scores), Some(sums)) = (&mut task.head.scores, task.sums) {
-        scores.extend(vec![0.0; fresh].into_iter());
+        scores.extend(repeat_n(0.0, fresh));
         add(scores.as_mut_slice(), sums);
     }
     let Some(what) = task.what else {
@@ -139,7 +144,7 @@ fn run(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), HookErro
     };
     (task.rebuilt, task.keep) = compact(task.head, task.plan, &task.targets, what, task.seen)?;
     if task.rebuilt != Rebuilt::default() && step.core.settings.error_sample.includes(step.layer, task.kv) {
-        task.error = relative_error(task.head, &step.heads, &probes(step, task, out))?;
+        task.error = relative_error(step.kernels(), task.head, &step.heads, &probes(step, task, out))?;
     }
     Ok(())
 }

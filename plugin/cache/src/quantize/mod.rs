@@ -13,6 +13,8 @@ pub(crate) fn bits(codec: Codec) -> u32 {
         Codec::F16 | Codec::Bf16 => 16,
         Codec::Int8 => 8,
         Codec::Int4 => 4,
+        Codec::Int3 => 3,
+        Codec::Int2 => 2,
     }
 }
 

@@ -87,15 +87,15 @@ impl Block {
         self.rows = self.rows.min(rows);
     }
 
-    /// The first `rows` rows as the kernels take them.
-    pub(crate) fn segment(&self, rows: usize) -> Segment<'_> {
+    /// Some of the rows as the kernels take them.
+    pub(crate) fn segment(&self, rows: Range<usize>) -> Segment<'_> {
         Segment {
             k_codec: self.pair.k,
             v_codec: self.pair.v,
             k_rotated: false,
-            rows,
-            k: self.k(0, rows),
-            v: self.v(0, rows),
+            rows: rows.len(),
+            k: self.k(rows.start, rows.end),
+            v: self.v(rows.start, rows.end),
         }
     }
 
@@ -168,7 +168,10 @@ impl Block {
             let mut failed = None;
             rows.for_runs(|at, run| {
                 let wide = &mut scratch[at * dim..(at + run.len()) * dim];
-                if let Err(error) = dims.kernels.unpack(from, dim, &bytes[run.start * row..run.end * row], wide) {
+                if let Err(error) =
+                    dims.kernels
+                        .unpack(from, dim, &bytes[run.start * row..run.end * row], wide)
+                {
                     failed = Some(error);
                 }
             });
@@ -219,7 +222,7 @@ impl Block {
 #[derive(Debug, Clone)]
 pub(crate) enum Picked<'a> {
     /// A contiguous run.
-    Run(std::ops::Range<usize>),
+    Run(Range<usize>),
     /// Row numbers, strictly increasing, each less `offset`.
     Some {
         /// Row numbers in the whole store.
@@ -255,7 +258,7 @@ impl Picked<'_> {
     }
 
     /// Calls `f(rows already done, run of source rows)` for each maximal contiguous run.
-    fn for_runs(&self, mut f: impl FnMut(usize, std::ops::Range<usize>)) {
+    fn for_runs(&self, mut f: impl FnMut(usize, Range<usize>)) {
         match self {
             Self::Run(run) => f(0, run.clone()),
             Self::Some { rows, offset } => {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Segment};
+use smallvec::SmallVec;
 
 pub(crate) use block::{Block, Dims, HEADER, Pair};
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
@@ -20,6 +21,9 @@ pub(crate) const BLOCK_ROWS: usize = 256;
 
 /// Rows that a store without quantization opens at a time for decoded tokens.
 const TAIL_ROWS: usize = 64;
+
+/// A run of rows as the kernels take it: of few blocks as a rule, so that a step allocates nothing for it.
+pub(crate) type Segments<'a> = SmallVec<[Segment<'a>; 12]>;
 
 /// Which codecs rows end up in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,16 +101,17 @@ impl Head {
             + self.scores.as_ref().map_or(0, Column::bytes)
     }
 
-    /// The first `rows` rows as the kernels take them.
-    pub(crate) fn segments(&self, rows: usize) -> Vec<Segment<'_>> {
-        let mut left = rows;
-        let mut segments = Vec::with_capacity(self.blocks.len());
+    /// Rows `from..to` as the kernels take them.
+    pub(crate) fn segments(&self, from: usize, to: usize) -> Segments<'_> {
+        let mut start = 0;
+        let mut segments = Segments::new();
         for block in &self.blocks {
-            let rows = block.rows().min(left);
-            if rows > 0 {
-                segments.push(block.segment(rows));
+            let end = start + block.rows();
+            let (first, last) = (from.max(start), to.min(end));
+            if first < last {
+                segments.push(block.segment(first - start..last - start));
             }
-            left -= rows;
+            start = end;
         }
         segments
     }
@@ -138,7 +143,8 @@ impl Head {
         k: &[f32],
         v: &[f32],
     ) -> Result<(), HookError> {
-        let Dims { k: k_dim, v: v_dim } = self.dims;
+        let dims = self.dims;
+        let (k_dim, v_dim) = (dims.k, dims.v);
         let fresh = k.len() / k_dim;
         let mut done = 0;
         while done < fresh {
@@ -146,7 +152,7 @@ impl Head {
             let tail = self.tail(targets, left);
             let rows = tail.room().min(left);
             let pushed = tail.push(
-                Dims { k: k_dim, v: v_dim },
+                dims,
                 &k[done * k_dim..(done + rows) * k_dim],
                 &v[done * v_dim..(done + rows) * v_dim],
                 rows,

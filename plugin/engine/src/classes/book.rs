@@ -40,7 +40,7 @@ pub(super) struct Entry {
     pub(super) configured: Choice,
     pub(super) put: Option<Put>,
     pub(super) version: u64,
-    /// Leases of it that have run out.
+    /// Leases of it that have run out while it was away from the configured policy.
     pub(super) expired: u64,
 }
 
@@ -59,7 +59,7 @@ pub(super) enum Write {
     },
 }
 
-/// A lease that ran out.
+/// A lease that ran out, and so changed what its class is served with.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Expired {
     /// The class that is back at its configured policy.
@@ -120,18 +120,22 @@ impl Book {
         self.fence.as_ref().map_or(0, |fence| fence.epoch)
     }
 
-    /// Ends the leases that have run out by `now`. Everything else here relies on it having been called.
+    /// Ends the leases that have run out by `now`, and answers with those whose end changed a policy. Everything else
+    /// here relies on it having been called.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Expired> {
         let mut ended = Vec::new();
         for (class, entry) in &mut self.entries {
             let over = matches!(&entry.put, Some(Put::Leased { until, .. }) if *until <= now);
-            if let Some(Put::Leased { fence, .. }) = entry.put.take_if(|_| over) {
+            if let Some(Put::Leased { choice, fence, .. }) = entry.put.take_if(|_| over) {
                 entry.version += 1;
-                entry.expired += 1;
-                ended.push(Expired {
-                    class: class.clone(),
-                    fence,
-                });
+                // One that ends at the configured policy changes nothing: that is how a controller lets go.
+                if choice != entry.configured {
+                    entry.expired += 1;
+                    ended.push(Expired {
+                        class: class.clone(),
+                        fence,
+                    });
+                }
             }
         }
         ended
@@ -303,6 +307,16 @@ mod tests {
         assert_eq!(world.wait(1000), []);
         assert_eq!(world.book.entries["batch"].expired, 1);
         assert_eq!(world.book.epoch(), 7, "an epoch is not forgotten with its lease");
+    }
+
+    #[test]
+    fn a_lease_of_the_configured_policy_ends_unnoticed() {
+        let mut world = World::new();
+        world.write(lease(3, "a", 7, 60)).unwrap();
+        world.write(lease(0, "a", 7, 60)).unwrap();
+        assert_eq!(world.wait(60), []);
+        assert_eq!(world.book.entries["batch"].expired, 0);
+        assert!(world.book.entries["batch"].lease(world.now).is_none());
     }
 
     #[test]

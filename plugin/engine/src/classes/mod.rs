@@ -40,7 +40,7 @@ pub struct ClassFigures {
     pub level: Option<u32>,
     /// Seconds its lease has left, if it has one.
     pub lease_seconds: Option<f64>,
-    /// Leases that have run out.
+    /// Leases that have run out while it was away from its configured policy.
     pub expired: u64,
 }
 

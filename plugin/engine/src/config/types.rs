@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use cinch_kernels::{KernelError, Kernels};
 use cinch_protocol::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -182,6 +183,21 @@ pub struct Engine {
     pub max_running: usize,
     /// Whether finished prefixes are kept for reuse.
     pub prefix_cache: bool,
+    /// Implementation of packing, attention and Q8_0 products; `auto` for the fastest that this CPU can run.
+    pub kernels: String,
+}
+
+impl Engine {
+    /// The implementation that is meant.
+    ///
+    /// # Errors
+    /// A name that is none, or one that this CPU can't run.
+    pub fn kernels(&self) -> Result<Kernels, KernelError> {
+        match self.kernels.as_str() {
+            "auto" => Ok(Kernels::detect()),
+            name => Kernels::forced(name),
+        }
+    }
 }
 
 impl Default for Engine {
@@ -189,6 +205,7 @@ impl Default for Engine {
         Self {
             max_running: 16,
             prefix_cache: true,
+            kernels: "auto".into(),
         }
     }
 }

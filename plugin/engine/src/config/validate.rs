@@ -1,5 +1,6 @@
 //! Ranges, and what must hold between fields.
 
+use cinch_kernels::Kernels;
 use std::fmt::Display;
 
 use super::types::{Class, ModelKind, Settings};
@@ -34,6 +35,18 @@ pub(super) fn validate(settings: &Settings) -> Result<(), FieldFault> {
     range("api.apply_wait_ms", settings.api.apply_wait_ms, 0, 60_000)?;
     token(settings)?;
     range("engine.max_running", settings.engine.max_running, 1, 256)?;
+    if settings.engine.kernels().is_err() {
+        let can: Vec<_> = Kernels::available()
+            .iter()
+            .map(|kernels| kernels.name())
+            .collect();
+        let allowed = format!("auto or, on this CPU, one of {}", can.join(", "));
+        return Err(FieldFault::new(
+            "engine.kernels",
+            &settings.engine.kernels,
+            allowed,
+        ));
+    }
     range("kv.capacity_bytes", settings.kv.capacity_bytes, 1 << 20, 1 << 44)?;
     range(
         "kv.prefix_cache_bytes",

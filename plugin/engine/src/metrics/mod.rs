@@ -42,9 +42,9 @@ impl Metrics {
     ///
     /// # Errors
     /// A metric is defined twice: a mistake in this module.
-    pub fn new(classes: &[String], ladder: &Ladder) -> prometheus::Result<Self> {
+    pub fn new(classes: &[String], ladder: &Ladder, kernels: &str) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        process::register(&registry, ladder)?;
+        process::register(&registry, ladder, kernels)?;
         let inner = Inner {
             cache: Cache::new(&registry)?,
             policy: PolicyMetrics::new(&registry)?,
@@ -88,6 +88,12 @@ impl Metrics {
     pub fn count(&self, class: &str, outcome: Outcome) {
         let ended = &self.0.requests.ended;
         ended.with_label_values(&[class, outcome.name()]).inc();
+    }
+
+    /// Tokens were generated and sent.
+    pub fn generated(&self, class: &str, tokens: usize) {
+        let generated = &self.0.requests.generated;
+        generated.with_label_values(&[class]).inc_by(tokens as u64);
     }
 
     /// A measured time to first token.

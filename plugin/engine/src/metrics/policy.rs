@@ -40,7 +40,7 @@ impl PolicyMetrics {
             lease_expired: counters(
                 r,
                 "cinch_lease_expired_total",
-                "Leases of a class that have run out.",
+                "Leases that ran out while their class was away from its configured policy: nobody renewed them.",
             )?,
             stale_writes: counter(
                 r,

@@ -6,13 +6,16 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 use super::register::{add, gauge, signed};
 use crate::memory;
 
-pub(super) fn register(registry: &Registry, ladder: &Ladder) -> prometheus::Result<()> {
+pub(super) fn register(registry: &Registry, ladder: &Ladder, kernels: &str) -> prometheus::Result<()> {
     let build = IntGaugeVec::new(
-        Opts::new("cinch_build_info", "1; the versions are in the labels."),
-        &["version", "mistralrs", "candle"],
+        Opts::new(
+            "cinch_build_info",
+            "1; the versions, and the implementation of the kernels, are in the labels.",
+        ),
+        &["version", "mistralrs", "candle", "kernels"],
     )?;
     build
-        .with_label_values(&[env!("CARGO_PKG_VERSION"), "0.8.1", "0.11.1"])
+        .with_label_values(&[env!("CARGO_PKG_VERSION"), "0.8.1", "0.11.1", kernels])
         .set(1);
     add(registry, build)?;
     let ratios = GaugeVec::new(

@@ -3,7 +3,7 @@
 use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::outcome::Outcome;
-use super::register::{add, histograms};
+use super::register::{add, counters, histograms};
 
 /// vLLM's buckets of `vllm:time_to_first_token_seconds`, so that dashboards compare.
 const FIRST_TOKEN_BUCKETS: &[f64] = &[
@@ -20,6 +20,7 @@ const ERROR_BUCKETS: &[f64] = &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0
 pub(super) struct Requests {
     pub(super) ended: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
+    pub(super) generated: IntCounterVec,
     pub(super) waited: HistogramVec,
     pub(super) first_token: HistogramVec,
     pub(super) inter_token: HistogramVec,
@@ -44,6 +45,11 @@ impl Requests {
             in_flight: IntGaugeVec::new(
                 Opts::new("cinch_requests_in_flight", "Requests in flight."),
                 &["class"],
+            )?,
+            generated: counters(
+                r,
+                "cinch_generated_tokens_total",
+                "Tokens generated and sent: pieces of streams as they go out, those of a whole answer when it is done.",
             )?,
             waited: histograms(
                 r,
@@ -83,6 +89,7 @@ impl Requests {
     pub(super) fn touch(&self, class: &str) {
         let label = &[class];
         self.in_flight.with_label_values(label);
+        self.generated.with_label_values(label);
         for outcome in Outcome::ALL {
             self.ended.with_label_values(&[class, outcome.name()]);
         }

@@ -123,6 +123,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("cinch_inter_token_latency_seconds_count{class=\"default\"} 0\n"));
+        assert!(text.contains("cinch_generated_tokens_total{class=\"default\"} 11\n"));
     }
 
     #[tokio::test]

@@ -59,10 +59,11 @@ impl Flight {
         self.app.kv.served_with(self.id, &self.class)
     }
 
-    /// A chunk came: one token of each choice.
-    pub(super) fn chunk(&mut self) {
+    /// A chunk came: one token of each of `choices`.
+    pub(super) fn chunk(&mut self, choices: usize) {
         let now = Instant::now();
         let metrics = &self.app.metrics;
+        metrics.generated(&self.class, choices);
         self.chunks = Some(match self.chunks {
             None => {
                 metrics.first_token(&self.class, (now - self.arrival).as_secs_f64());
@@ -78,6 +79,7 @@ impl Flight {
     /// A whole answer came. mistral.rs has timed its tokens: decoding began when the first was there. With
     /// several choices its times are those of the last to finish, which say nothing of the first token.
     pub(super) fn whole(&self, usage: &Usage) {
+        self.app.metrics.generated(&self.class, usage.completion_tokens);
         if self.choices != 1 {
             return;
         }

@@ -10,8 +10,12 @@ use crate::http::Refusal;
 
 /// One message of the engine.
 pub(super) enum Message {
-    /// Part of a streamed answer, and the choices that end with it.
-    Chunk { body: Value, ended: Vec<usize> },
+    /// Part of a streamed answer: a token of each of `choices`; those in `ended` end with it.
+    Chunk {
+        body: Value,
+        choices: usize,
+        ended: Vec<usize>,
+    },
     /// A whole answer.
     Whole { body: Value, usage: Box<Usage> },
     /// It failed; no more comes.
@@ -39,6 +43,7 @@ impl From<Response> for Message {
                     .collect();
                 Self::Chunk {
                     body: value(&chunk),
+                    choices: chunk.choices.len(),
                     ended,
                 }
             }
@@ -50,6 +55,7 @@ impl From<Response> for Message {
                     .collect();
                 Self::Chunk {
                     body: value(&chunk),
+                    choices: chunk.choices.len(),
                     ended,
                 }
             }

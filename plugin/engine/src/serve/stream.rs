@@ -73,7 +73,11 @@ impl Pump {
 
     fn take(&mut self, message: Option<Message>) {
         match message {
-            Some(Message::Chunk { mut body, ended }) => {
+            Some(Message::Chunk {
+                mut body,
+                choices,
+                ended,
+            }) => {
                 if let Some(flight) = &self.flight {
                     flight.name_model(&mut body);
                 }
@@ -85,7 +89,7 @@ impl Pump {
                 self.pending.push_back(body.to_string());
                 self.ended.extend(ended);
                 if let Some(flight) = &mut self.flight {
-                    flight.chunk();
+                    flight.chunk(choices);
                     if self.ended.len() >= flight.choices {
                         self.end(Outcome::Ok);
                     }
@@ -236,6 +240,7 @@ mod tests {
             count(&app, "cinch_time_per_output_token_seconds_count{class=\"batch\"}"),
             "1"
         );
+        assert_eq!(count(&app, "cinch_generated_tokens_total{class=\"batch\"}"), "3");
         assert!(app.kv.requests().is_empty());
     }
 
@@ -250,6 +255,7 @@ mod tests {
         assert_eq!(events.len(), 4, "{events:?}");
         assert!(events[2].contains("\"cinch\""));
         assert_eq!(outcome(&app, "ok"), "1");
+        assert_eq!(count(&app, "cinch_generated_tokens_total{class=\"batch\"}"), "4");
     }
 
     #[tokio::test]

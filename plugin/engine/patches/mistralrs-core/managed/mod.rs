@@ -5,6 +5,7 @@
 //! installed policy. An entry still there at the next `append` means that the architecture goes round
 //! `run_attention`: an error, never a silent fallback.
 
+mod chunk;
 mod prefix;
 mod schedule;
 
@@ -12,16 +13,19 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Tensor, TensorId};
+use candle_core::{DType, Device, Result, Tensor, TensorId};
 use cinch_hooks::{AttendParams, LayerShape, Qkv, SequenceCache, SequenceInfo};
 
 use crate::attention::{Sdpa, SdpaParams};
 use crate::kv_cache::{EitherCache, KvCache};
+use crate::layers_masker::CausalMasker;
 use crate::paged_attention::KvCacheLayout;
 use crate::pipeline::text_models_inputs_processor::FlashParams;
 use crate::pipeline::Pipeline;
 use crate::sequence::Sequence;
 
+pub use chunk::Chunks;
+pub(crate) use chunk::{decoded, run as run_chunk, spent as spent_on_chunks, whole as whole_prompts};
 pub(crate) use prefix::ManagedPrefixes;
 pub(crate) use schedule::schedule;
 
@@ -120,11 +124,34 @@ impl ManagedCache {
             softcap: sdpa.softcap.filter(|cap| *cap != 1.0),
         };
         // Nothing is pending any more, so this goes the way it goes without a policy.
-        let engine = |q: &Tensor, k: &Tensor, v: &Tensor| Sdpa.run_attention(q, k, v, mask, flash, sdpa);
+        let engine = |q: &Tensor, k: &Tensor, v: &Tensor| {
+            let real = match mask.filter(|mask| is_placeholder(mask)) {
+                Some(mask) => causal_mask(q.dim(2)?, k.dim(2)?, mask.dtype(), q.device())?,
+                None => None,
+            };
+            Sdpa.run_attention(q, k, v, real.as_ref().or(mask), flash, sdpa)
+        };
         policy
             .attend(self.layer, &self.rows, Qkv { q, k, v }, &params, &engine)
             .map_err(candle_core::Error::wrap)
     }
+}
+
+/// A mask that only says "causal", for a managed batch: the real one has a value a query and key, and is not
+/// looked at. It is what upstream makes where a flash kernel applies causality itself.
+pub(crate) fn placeholder_mask(dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::zeros((1, 1), dtype, device)
+}
+
+fn is_placeholder(mask: &Tensor) -> bool {
+    mask.dims() == [1, 1]
+}
+
+/// The mask that a placeholder stands for, of the last `fresh` of `total` tokens.
+fn causal_mask(fresh: usize, total: usize, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+    let shape = Tensor::zeros((1, fresh), DType::U8, device)?;
+    let seen = [total - fresh];
+    CausalMasker.make_causal_mask_as_attn_bias(&shape, &&seen[..], dtype)
 }
 
 /// Refuses every mask but the causal one over `seen` past and `fresh` new tokens.
@@ -140,9 +167,7 @@ fn check_causal(mask: Option<&Tensor>, fresh: usize, seen: usize) -> Result<()> 
     }
     let dims = mask.dims();
     let total = seen + fresh;
-    // (1, 1) is upstream's placeholder where a flash kernel applies causality itself.
-    let placeholder = dims == [1, 1] && fresh > 1;
-    if !placeholder {
+    if !(is_placeholder(mask) && fresh > 1) {
         let fits = dims.len() >= 2
             && dims[dims.len() - 2..] == [fresh, total]
             && dims[..dims.len() - 2].iter().all(|d| *d == 1);

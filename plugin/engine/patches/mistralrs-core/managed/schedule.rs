@@ -3,12 +3,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::chunk;
 use crate::engine::TERMINATE_ALL_NEXT_STEP;
 use crate::sequence::{Sequence, SequenceState, StopReason};
-
-/// Prompt tokens that may be prefilled between two decode steps, unless one prompt alone is longer.
-/// Decoding requests wait for them: a bound on their inter-token latency.
-const PREFILL_TOKENS: usize = 2048;
 
 /// Splits all sequences into those that run now (every completion, then one bucket of equally long
 /// prompts) and those that wait, in order of arrival.
@@ -30,6 +27,8 @@ pub(crate) fn schedule(
     queue.extend(waiting);
     queue.sort_by_key(|seq| *seq.id());
 
+    // A prompt longer than this goes alone, in chunks.
+    let budget = chunk::budget(!completions.is_empty());
     let mut prompts: Vec<Sequence> = Vec::new();
     let mut tokens = 0;
     let mut rest = Vec::new();
@@ -39,7 +38,7 @@ pub(crate) fn schedule(
             first.len() == seq.len()
                 && first.token_offset() == seq.token_offset()
                 && first.return_raw_logits == seq.return_raw_logits
-                && tokens + seq.len() <= PREFILL_TOKENS
+                && tokens + seq.len() <= budget
                 && !(first.has_images() || seq.has_images())
         });
         if room && same_bucket {

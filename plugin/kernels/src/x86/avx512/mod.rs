@@ -1,6 +1,7 @@
 //! AVX-512 F, BW, DQ, VL and VNNI (Ice Lake and Zen 4 on): a vector is a register.
 
 mod keys;
+mod q8_0;
 mod values;
 
 use std::arch::x86_64::*;

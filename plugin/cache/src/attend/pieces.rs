@@ -1,0 +1,145 @@
+//! A step's attention cut into pieces of about equal cost, so that a single long request keeps every thread
+//! busy. Invariant: the pieces of a head follow one another and cover its range exactly once.
+
+/// Pieces a thread gets: enough that one which ends early takes over from another, few enough that what a piece
+/// costs by itself (a partial result to merge, a tile of packed rows unpacked again) does not show.
+const EACH: usize = 4;
+/// Rows of a decode piece at least.
+const ROWS: usize = 256;
+/// Queries of a prefill piece at least: every tile of past rows is unpacked once a piece.
+const QUERIES: usize = 64;
+
+/// One head's share of the work: stored rows when decoding, fresh queries in a prefill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Batch row.
+    pub(super) row: usize,
+    /// KV head.
+    pub(super) kv: usize,
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+/// Cuts the stored rows of heads (batch row, KV head, rows), each at least one, into `pieces`.
+pub(super) fn decode(
+    heads: impl Iterator<Item = (usize, usize, usize)> + Clone,
+    threads: usize,
+    pieces: &mut Vec<Piece>,
+) {
+    pieces.clear();
+    let total: usize = heads.clone().map(|(_, _, rows)| rows).sum();
+    let most = if threads == 1 {
+        usize::MAX
+    } else {
+        total.div_ceil(threads * EACH).max(ROWS)
+    };
+    for (row, kv, rows) in heads {
+        let parts = rows.div_ceil(most);
+        pieces.extend((0..parts).map(|part| Piece {
+            row,
+            kv,
+            from: rows * part / parts,
+            to: rows * (part + 1) / parts,
+        }));
+    }
+}
+
+/// Cuts `fresh` queries of each head (batch row, KV head, rows before the fresh ones).
+pub(super) fn prefill(
+    heads: impl Iterator<Item = (usize, usize, usize)> + Clone,
+    fresh: usize,
+    threads: usize,
+) -> Vec<Piece> {
+    // Query i attends to the past and to fresh rows 0 ..= i.
+    let cost = |past: usize, query: usize| (past + 1) * query + query * query.saturating_sub(1) / 2;
+    let total: usize = heads.clone().map(|(_, _, past)| cost(past, fresh)).sum();
+    let most = if threads == 1 {
+        usize::MAX
+    } else {
+        total.div_ceil(threads * EACH)
+    };
+    let mut pieces = Vec::new();
+    for (row, kv, past) in heads {
+        let whole = cost(past, fresh);
+        let parts = whole.div_ceil(most).clamp(1, fresh.div_ceil(QUERIES));
+        let mut from = 0;
+        for part in 1..=parts {
+            let goal = whole / parts * part;
+            let to = if part == parts {
+                fresh
+            } else {
+                (from..fresh)
+                    .find(|&query| cost(past, query) >= goal)
+                    .unwrap_or(fresh)
+            };
+            if to > from {
+                pieces.push(Piece { row, kv, from, to });
+            }
+            from = to;
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether pieces cover each head's range once, in order.
+    fn cover(pieces: &[Piece], heads: &[(usize, usize, usize)], length: impl Fn(usize) -> usize) {
+        let mut left = pieces.iter();
+        for &(row, kv, rows) in heads {
+            let mut at = 0;
+            while at < length(rows) {
+                let piece = left.next().unwrap();
+                assert_eq!((piece.row, piece.kv, piece.from), (row, kv, at));
+                assert!(piece.to > piece.from);
+                at = piece.to;
+            }
+            assert_eq!(at, length(rows));
+        }
+        assert_eq!(left.next(), None);
+    }
+
+    #[test]
+    fn every_row_is_in_one_piece() {
+        let mut pieces = Vec::new();
+        for heads in [
+            vec![(0, 0, 1)],
+            vec![(0, 0, 8000), (0, 1, 8000), (0, 2, 8000)],
+            vec![(0, 0, 300), (0, 1, 300), (1, 0, 5000), (1, 1, 4999)],
+        ] {
+            for threads in [1, 2, 3, 16] {
+                decode(heads.iter().copied(), threads, &mut pieces);
+                cover(&pieces, &heads, |rows| rows);
+                for fresh in [2, 65, 512] {
+                    cover(&prefill(heads.iter().copied(), fresh, threads), &heads, |_| fresh);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_long_head_is_work_for_all() {
+        let mut pieces = Vec::new();
+        decode([(0, 0, 8000)].into_iter(), 2, &mut pieces);
+        assert_eq!(pieces.len(), 2 * EACH);
+        let longest = pieces.iter().map(|piece| piece.to - piece.from).max();
+        assert_eq!(longest, Some(1000));
+        decode([(0, 0, 200)].into_iter(), 2, &mut pieces);
+        assert_eq!(pieces.len(), 1, "not worth cutting");
+    }
+
+    #[test]
+    fn prefill_pieces_cost_alike() {
+        for past in [0, 100, 10_000] {
+            let pieces = prefill([(0, 0, past)].into_iter(), 4096, 2);
+            let costs: Vec<usize> = pieces
+                .iter()
+                .map(|piece| (piece.from..piece.to).map(|query| past + query + 1).sum())
+                .collect();
+            let (least, most) = (costs.iter().min().unwrap(), costs.iter().max().unwrap());
+            assert!(most - least <= most / 10, "{costs:?}");
+        }
+    }
+}

@@ -177,7 +177,13 @@ pub(crate) fn rotate(dim: usize, rows: &mut [f32]) -> Result<(), KernelError> {
             let part: Vec<f64> = row[start..start + size].iter().map(|x| f64::from(*x)).collect();
             for (i, out) in row[start..start + size].iter_mut().enumerate() {
                 // Entry (i, j) of a Hadamard matrix is −1 to the number of bits that i and j share.
-                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |j: usize| {
+                    if (i & j).count_ones().is_multiple_of(2) {
+                        1.0
+                    } else {
+                        -1.0
+                    }
+                };
                 let sum: f64 = part.iter().enumerate().map(|(j, x)| sign(j) * x).sum();
                 *out = (sum / (size as f64).sqrt()) as f32;
             }

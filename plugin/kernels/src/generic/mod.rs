@@ -9,6 +9,7 @@ mod math;
 mod pack;
 mod prefill;
 mod rotate;
+mod rows;
 mod tile;
 mod unpack;
 

@@ -101,7 +101,7 @@ fn pack_bf16(src: &[f32], dst: &mut [u8]) {
     for (x, bytes) in src.iter().zip(dst.as_chunks_mut::<2>().0) {
         // To nearest, ties to even; the values are finite.
         let bits = x.clamp(-largest, largest).to_bits();
-        let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
         *bytes = (rounded as u16).to_le_bytes();
     }
 }
@@ -178,24 +178,25 @@ fn words(codes: &[u8; GROUP]) -> [u64; 4] {
 #[inline(always)]
 fn planes4(codes: &[u8; GROUP]) -> [u8; 16] {
     let [a, b, c, d] = words(codes);
-    (u128::from(a | c << 4) | u128::from(b | d << 4) << 64).to_le_bytes()
+    (u128::from(a | (c << 4)) | (u128::from(b | (d << 4)) << 64)).to_le_bytes()
 }
 
 #[inline(always)]
 fn planes2(codes: &[u8; GROUP]) -> [u8; 8] {
     let [a, b, c, d] = words(codes);
-    (a | b << 2 | c << 4 | d << 6).to_le_bytes()
+    (a | (b << 2) | (c << 4) | (d << 6)).to_le_bytes()
 }
 
 #[inline(always)]
 fn planes3(codes: &[u8; GROUP]) -> [u8; 12] {
     const HIGH: u64 = 0x0101_0101_0101_0101;
     let w = words(codes);
-    let low = w[0] & 3 * HIGH | (w[1] & 3 * HIGH) << 2 | (w[2] & 3 * HIGH) << 4 | (w[3] & 3 * HIGH) << 6;
+    let [a, b, c, d] = w.map(|w| w & (3 * HIGH));
+    let low = a | (b << 2) | (c << 4) | (d << 6);
     // Bit 2k of byte b of `high` belongs to value 8k + b; those of bytes 4 to 7 go to the odd bits.
-    let [a, b, c, d] = w.map(|w| w >> 2 & HIGH);
-    let high = a | b << 2 | c << 4 | d << 6;
-    let high = (high | high >> 31) as u32;
+    let [a, b, c, d] = w.map(|w| (w >> 2) & HIGH);
+    let high = a | (b << 2) | (c << 4) | (d << 6);
+    let high = (high | (high >> 31)) as u32;
     let mut out = [0; 12];
     out[..8].copy_from_slice(&low.to_le_bytes());
     out[8..].copy_from_slice(&high.to_le_bytes());

@@ -180,12 +180,12 @@ fn run<G: Group, const H: usize>(job: &mut KeyCodes<'_>, keys: &[u8], row: usize
 unsafe fn dots<const H: usize>(columns: [__m512i; COLUMNS], q: [*const i32; H]) -> [__m512; H] {
     let mut high = [_mm512_setzero_si512(); H];
     let mut low = [_mm512_setzero_si512(); H];
-    for c in 0..COLUMNS {
+    for (c, column) in columns.into_iter().enumerate() {
         for h in 0..H {
             // SAFETY: the caller's promise.
             let (x, y) = unsafe { (*q[h].add(2 * c), *q[h].add(2 * c + 1)) };
-            high[h] = _mm512_dpbusd_epi32(high[h], columns[c], _mm512_set1_epi32(x));
-            low[h] = _mm512_dpbusd_epi32(low[h], columns[c], _mm512_set1_epi32(y));
+            high[h] = _mm512_dpbusd_epi32(high[h], column, _mm512_set1_epi32(x));
+            low[h] = _mm512_dpbusd_epi32(low[h], column, _mm512_set1_epi32(y));
         }
     }
     // At most 32 · 255 · 32639: no overflow.

@@ -178,7 +178,7 @@ fn round(scaled: &[__m512; CHUNKS]) -> ([__m256i; CHUNKS], f32) {
     if top > 1e-30 {
         let inverse = _mm512_set1_ps(32767.0 / top);
         let one = |w| _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(w, inverse)));
-        (scaled.map(|w| one(w)), top / 32767.0)
+        (scaled.map(one), top / 32767.0)
     } else {
         ([_mm256_setzero_si256(); CHUNKS], 0.0)
     }
@@ -337,10 +337,10 @@ impl Group for Int4 {
                         _mm512_srli_epi16::<12>(x),
                     ];
                     for h in 0..H {
-                        for i in 0..4 {
+                        for (i, x) in x.into_iter().enumerate() {
                             // Low nibbles are the first sixteen columns.
                             let to = 2 * half + i % 2 + 4 * (i / 2);
-                            acc[h][to] = _mm512_dpwssd_epi32(acc[h][to], x[i], w[h]);
+                            acc[h][to] = _mm512_dpwssd_epi32(acc[h][to], x, w[h]);
                         }
                     }
                 }

@@ -1,0 +1,242 @@
+//! A block of rows: the dot products of its keys, the weighted sums of its values. Invariant: every row is read
+//! once, straight from its bytes if it is of floats and the machine has registers enough, else by an implementation's
+//! own integer arithmetic, else from a tile that it is unpacked to.
+
+use super::decode::{BLOCK, KeyCodes, ValueCodes};
+use super::math::{add_to, gemm};
+use super::{unpack, width};
+use crate::codec::GROUP;
+use crate::simd::{Ahead, Bf16, Chunk, F16, F32, LANES, Simd, Tile};
+use crate::{Codec, Heads};
+
+/// Dot products of all heads' queries with up to `BLOCK` keys: q_heads × `BLOCK`.
+#[expect(clippy::too_many_arguments, reason = "a step of decode's loop")]
+#[inline(always)]
+pub(super) fn score<S: Simd>(
+    s: S,
+    codec: Codec,
+    heads: &Heads,
+    keys: &[u8],
+    rows: usize,
+    q: &[f32],
+    prepared: &mut Vec<i32>,
+    tile: &mut [f32],
+    scores: &mut [f32],
+    ahead: &[u8],
+) {
+    let (dim, panels) = (heads.k_dim, width(heads.k_dim) / LANES);
+    if codec.levels().is_some() && dim.is_multiple_of(GROUP) {
+        let mut job = KeyCodes {
+            codec,
+            heads,
+            keys,
+            rows,
+            q,
+            prepared,
+            scores,
+            ahead,
+        };
+        if s.key_codes(&mut job) {
+            return;
+        }
+    }
+    if S::WIDE && dim.is_multiple_of(LANES) {
+        match codec {
+            Codec::F32 => return heads_dots::<S, F32>(s, q, keys.as_chunks().0, panels, rows, scores, ahead),
+            Codec::F16 => return heads_dots::<S, F16>(s, q, keys.as_chunks().0, panels, rows, scores, ahead),
+            Codec::Bf16 => {
+                return heads_dots::<S, Bf16>(s, q, keys.as_chunks().0, panels, rows, scores, ahead);
+            }
+            _ => {}
+        }
+    }
+    if dim < panels * LANES {
+        // The padding must be finite, as it is multiplied by 0, and value rows may have been there.
+        tile.fill(0.0);
+    }
+    unpack::rows(s, codec, dim, keys, tile, panels * LANES);
+    heads_dots::<S, Tile>(s, q, tile.as_chunks().0, panels, rows, scores, ahead);
+}
+
+#[inline(always)]
+fn heads_dots<S: Simd, C: Chunk>(
+    s: S,
+    q: &[f32],
+    keys: &[C::Data],
+    panels: usize,
+    rows: usize,
+    scores: &mut [f32],
+    ahead: &[u8],
+) {
+    let mut ahead = Ahead::new(ahead, rows.div_ceil(4));
+    let (mut q, mut scores) = (q.as_chunks::<LANES>().0, scores);
+    while !q.is_empty() {
+        let left = q.len() / panels;
+        // With few registers, four rows share each load of one head's query; with many, of several heads'.
+        let taken = match left {
+            1 => dots::<S, C, 1>(s, q, keys, panels, rows, scores, ahead),
+            _ if !S::WIDE => dots::<S, C, 1>(s, q, keys, panels, rows, scores, ahead),
+            2 => dots::<S, C, 2>(s, q, keys, panels, rows, scores, ahead),
+            3 => dots::<S, C, 3>(s, q, keys, panels, rows, scores, ahead),
+            _ => dots::<S, C, 4>(s, q, keys, panels, rows, scores, ahead),
+        };
+        ahead = Ahead::NOTHING;
+        q = &q[taken * panels..];
+        scores = &mut scores[taken * BLOCK..];
+    }
+}
+
+/// Dot products of H heads' queries with each row. Returns H.
+#[inline(always)]
+fn dots<S: Simd, C: Chunk, const H: usize>(
+    s: S,
+    q: &[[f32; LANES]],
+    keys: &[C::Data],
+    panels: usize,
+    rows: usize,
+    scores: &mut [f32],
+    ahead: Ahead<'_>,
+) -> usize {
+    let q: [&[[f32; LANES]]; H] = std::array::from_fn(|h| &q[h * panels..][..panels]);
+    for r in (0..rows).step_by(4) {
+        ahead.ask(s, r / 4);
+        // The last rows may repeat: the repeated results are past the rows.
+        let keys: [&[C::Data]; 4] =
+            std::array::from_fn(|i| &keys[(r + i).min(rows - 1) * panels..][..panels]);
+        let mut acc = [[s.splat(0.0); 4]; H];
+        for p in 0..panels {
+            let k: [S::V; 4] = std::array::from_fn(|i| C::get(s, &keys[i][p]));
+            for h in 0..H {
+                let q = s.load(&q[h][p]);
+                for i in 0..4 {
+                    acc[h][i] = s.madd(q, k[i], acc[h][i]);
+                }
+            }
+        }
+        for h in 0..H {
+            if let Some(out) = scores[h * BLOCK + r..].first_chunk_mut::<4>() {
+                *out = s.sums(acc[h]);
+            }
+        }
+    }
+    H
+}
+
+/// Adds weights (q_heads × `BLOCK`) times up to `BLOCK` value rows to the outputs (q_heads × v_dim).
+#[expect(clippy::too_many_arguments, reason = "a step of decode's loop")]
+#[inline(always)]
+pub(super) fn add_values<S: Simd>(
+    s: S,
+    codec: Codec,
+    heads: &Heads,
+    values: &[u8],
+    rows: usize,
+    weights: &[f32],
+    tile: &mut [f32],
+    out: &mut [f32],
+    ahead: &[u8],
+) {
+    let (dim, panels) = (heads.v_dim, width(heads.v_dim) / LANES);
+    if codec.levels().is_some() && dim.is_multiple_of(GROUP) {
+        let mut job = ValueCodes {
+            codec,
+            heads,
+            values,
+            rows,
+            weights,
+            out,
+            ahead,
+        };
+        if s.value_codes(&mut job) {
+            return;
+        }
+    }
+    if S::WIDE && dim.is_multiple_of(LANES) {
+        match codec {
+            Codec::F32 => {
+                return heads_add::<S, F32>(s, weights, values.as_chunks().0, panels, rows, out, dim, ahead);
+            }
+            Codec::F16 => {
+                return heads_add::<S, F16>(s, weights, values.as_chunks().0, panels, rows, out, dim, ahead);
+            }
+            Codec::Bf16 => {
+                return heads_add::<S, Bf16>(s, weights, values.as_chunks().0, panels, rows, out, dim, ahead);
+            }
+            _ => {}
+        }
+    }
+    unpack::rows(s, codec, dim, values, tile, panels * LANES);
+    heads_add::<S, Tile>(s, weights, tile.as_chunks().0, panels, rows, out, dim, ahead);
+}
+
+#[expect(clippy::too_many_arguments, reason = "a step of decode's loop")]
+#[inline(always)]
+fn heads_add<S: Simd, C: Chunk>(
+    s: S,
+    weights: &[f32],
+    values: &[C::Data],
+    panels: usize,
+    rows: usize,
+    out: &mut [f32],
+    dim: usize,
+    ahead: &[u8],
+) {
+    let mut ahead = Ahead::new(ahead, rows);
+    let (mut weights, mut out) = (weights, out);
+    while !out.is_empty() {
+        let taken = match out.len() / dim {
+            1 => add::<S, C, 1>(s, weights, values, panels, rows, out, dim, ahead),
+            2 => add::<S, C, 2>(s, weights, values, panels, rows, out, dim, ahead),
+            3 => add::<S, C, 3>(s, weights, values, panels, rows, out, dim, ahead),
+            _ => add::<S, C, 4>(s, weights, values, panels, rows, out, dim, ahead),
+        };
+        ahead = Ahead::NOTHING;
+        weights = &weights[taken * BLOCK..];
+        out = &mut out[taken * dim..];
+    }
+}
+
+/// Adds H heads' weights times the rows to their outputs. Returns H.
+#[expect(clippy::too_many_arguments, reason = "a step of decode's loop")]
+#[inline(always)]
+fn add<S: Simd, C: Chunk, const H: usize>(
+    s: S,
+    weights: &[f32],
+    values: &[C::Data],
+    panels: usize,
+    rows: usize,
+    out: &mut [f32],
+    dim: usize,
+    mut ahead: Ahead<'_>,
+) -> usize {
+    let w: [&[f32]; H] = std::array::from_fn(|h| &weights[h * BLOCK..][..rows]);
+    let mut p = 0;
+    while p < panels {
+        if S::WIDE && panels - p >= 4 {
+            let acc = gemm::<S, C, H, 4>(s, w, rows, values, panels, p, ahead);
+            put(s, acc, p, out, dim);
+            p += 4;
+        } else {
+            let acc = gemm::<S, C, H, 1>(s, w, rows, values, panels, p, ahead);
+            put(s, acc, p, out, dim);
+            p += 1;
+        }
+        ahead = Ahead::NOTHING;
+    }
+    H
+}
+
+#[inline(always)]
+fn put<S: Simd, const H: usize, const P: usize>(
+    s: S,
+    acc: [[S::V; P]; H],
+    first: usize,
+    out: &mut [f32],
+    dim: usize,
+) {
+    for (out, acc) in out.chunks_exact_mut(dim).zip(acc) {
+        for (p, v) in acc.into_iter().enumerate() {
+            add_to(s, v, &mut out[LANES * (first + p)..]);
+        }
+    }
+}

@@ -7,7 +7,7 @@ use cinch_protocol::bench::Measured;
 /// What was measured, on what, and a table a load.
 pub(super) fn render(measured: &Measured) -> String {
     let mut out = format!(
-        "{}, activations {}, {} threads, {}; {} new tokens, greedy; medians of {} interleaved rounds{}\n",
+        "{}, activations {}, {} threads, {}; {} new tokens, greedy; interleaved, medians over {} rounds{}\n",
         measured.model,
         measured.dtype,
         measured.threads,
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn one_table_a_load_and_nothing_made_up() {
         let text = render(&measured());
-        assert!(text.starts_with("m.gguf, activations auto, 2 threads, a CPU; 8 new tokens, greedy; medians of 3 interleaved rounds; load average at the start 0.25\n"), "{text}");
+        assert!(text.starts_with("m.gguf, activations auto, 2 threads, a CPU; 8 new tokens, greedy; interleaved, medians over 3 rounds; load average at the start 0.25\n"), "{text}");
         assert_eq!(text.matches("| system |").count(), 3, "{text}");
         assert!(
             text.contains("A prompt of 64 tokens:")

@@ -1,6 +1,8 @@
 //! Products with Q8_0 weights: the same bits as candle's own.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+use std::sync::Arc;
+
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
 use cinch_cache::Matmul;
@@ -24,8 +26,8 @@ fn the_bits_are_candles() {
         return;
     };
     for (n, k) in [(576, 576), (192, 576), (37, 96), (2048, 320), (33, 32)] {
-        let weights = weights(n, k, GgmlDType::Q8_0);
-        let candles = QMatMul::QTensor(weights.clone().into());
+        let weights = Arc::new(weights(n, k, GgmlDType::Q8_0));
+        let candles = QMatMul::QTensor(weights.clone());
         for rows in [1, 2, 3, 8, 31, 32, 33, 70] {
             let x = Tensor::randn(0.0f32, 2.0, (1, rows, k), &Device::Cpu).unwrap();
             let out = ours.matmul(&x, &weights).unwrap().expect("taken");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::plan::stretch;
 
 /// Characters of a token of English prose, about.
-const TOKEN_CHARS: f64 = 4.3;
+const TOKEN_CHARS: f64 = 4.2;
 /// Between two looks at whether to stop, while a client waits to try again.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -306,7 +306,7 @@ mod tests {
         let all = prompts(&text, 16, 700);
         assert_eq!(all.len(), 16);
         for (i, prompt) in all.iter().enumerate() {
-            assert!((2_950..=3_010).contains(&prompt.len()), "{}", prompt.len());
+            assert!((2_880..=2_940).contains(&prompt.len()), "{}", prompt.len());
             assert!(
                 all[..i]
                     .iter()

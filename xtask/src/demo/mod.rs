@@ -3,9 +3,12 @@
 //! Everything runs on free ports of its own, so that it disturbs nothing; what the services say goes into files.
 
 mod board;
+mod drive;
 mod figures;
+mod format;
 mod plan;
 mod screen;
+mod summary;
 mod view;
 mod watch;
 
@@ -13,14 +16,11 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use cinch_tests::load::{self, Outcome, Patience};
+use cinch_tests::load;
 use serde_json::Value;
 
 use crate::step::Step;
@@ -30,19 +30,15 @@ use crate::up::settings::{Controller, Engine};
 use crate::up::signals;
 use crate::workspace::Workspace;
 use crate::{digest, model, text};
-use board::Board;
+use drive::{Load, Show, drive};
 use figures::{Figures, Services};
 pub(crate) use plan::Args;
 use plan::Geometry;
-use screen::{Line, Screen, Style};
-use view::{Moment, Scene};
-use watch::{Seen, Watch};
+use view::Scene;
+use watch::Watch;
 
 /// Between two looks at services and signals.
 const TICK: Duration = Duration::from_millis(50);
-/// Between two readings of the engine, and of the controller.
-const ENGINE: Duration = Duration::from_millis(200);
-const CONTROLLER: Duration = Duration::from_millis(500);
 /// Longest until a service is ready.
 const READY: Duration = Duration::from_secs(300);
 /// What differs from configs/controller.toml: a load of a few minutes needs quicker steps than one of a day.
@@ -119,13 +115,13 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> anyhow::Result<ExitCode
     };
     let before = watch.engine_started();
     watch.starts_now();
-    let mut show = Show {
-        scene,
-        screen: Screen::new(),
-        said: 0,
+    let mut show = Show::new(scene);
+    let load = Load {
+        url: format!("{}/v1/completions", engine.openai_url()),
+        bodies,
+        release_within: args.release_within.map(Duration::from_secs),
     };
-    let url = format!("{}/v1/completions", engine.openai_url());
-    let Some(over) = drive(&url, &bodies, &watch, &mut services, &signals, &mut show, args)? else {
+    let Some(over) = drive(&load, &watch, &mut services, &signals, &mut show)? else {
         return Ok(interrupted());
     };
     let known = Services {
@@ -136,9 +132,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> anyhow::Result<ExitCode
     let mut figures = Figures::new(args, capacity, &over.outcomes, &over.seen, known, over.wall);
     figures.released_after = over.released_after;
     let failures = figures.failures();
-    for line in show.scene.summary(&figures) {
-        show.screen.say(&line);
-    }
+    show.summary(&figures);
     if let Some(path) = &args.json {
         let mut json = serde_json::to_vec_pretty(&figures).context("the figures as JSON")?;
         json.push(b'\n');
@@ -242,138 +236,4 @@ fn fallen(services: &mut [Logged]) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(names)
-}
-
-/// What the user sees.
-struct Show {
-    scene: Scene,
-    screen: Screen,
-    /// Moves that a log has been told of.
-    said: usize,
-}
-
-impl Show {
-    fn look(&mut self, board: &Board, seen: &Mutex<Seen>, note: &str) {
-        if !self.screen.due() {
-            return;
-        }
-        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let tally = board.tally();
-        let now = Moment {
-            elapsed: board.sent().elapsed(),
-            tally: &tally,
-            seen: &seen,
-            note,
-        };
-        if self.screen.terminal() {
-            self.screen.draw(&self.scene.frame(&now));
-            return;
-        }
-        for moved in seen.moves.iter().skip(self.said) {
-            self.screen.say(&self.scene.moved(moved));
-        }
-        self.said = seen.moves.len();
-        self.screen
-            .say(&Line::default().and(Style::Plain, self.scene.line(&now)));
-    }
-}
-
-/// A load that is over.
-struct Over {
-    outcomes: Vec<Outcome>,
-    seen: Seen,
-    wall: f64,
-    released_after: Option<f64>,
-}
-
-/// Sends the load and shows it until it is over; `None` on Ctrl-C.
-fn drive(
-    url: &str,
-    bodies: &[Value],
-    watch: &Watch,
-    services: &mut [Logged],
-    signals: &Receiver<()>,
-    show: &mut Show,
-    args: &Args,
-) -> anyhow::Result<Option<Over>> {
-    let (stop, done) = (AtomicBool::new(false), AtomicBool::new(false));
-    let seen = Mutex::new(Seen::default());
-    let board = Board::new(bodies.len());
-    std::thread::scope(|scope| {
-        let watching = scope.spawn(|| observe(watch, &seen, &done));
-        let clients = scope.spawn(|| {
-            let outcomes = load::run(url, bodies, Patience::default(), &stop, &|i, event| {
-                board.note(i, event);
-            });
-            (outcomes, board.sent().elapsed().as_secs_f64())
-        });
-        let released = |show: &mut Show| -> anyhow::Result<Option<f64>> {
-            let ended = Instant::now();
-            let most = args.release_within.map_or(Duration::ZERO, Duration::from_secs);
-            while ended.elapsed() < most {
-                if signals.try_recv().is_ok() {
-                    break;
-                }
-                let level = {
-                    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                    seen.levels.get("default").copied()
-                };
-                if level == Some(0) {
-                    return Ok(Some(ended.elapsed().as_secs_f64()));
-                }
-                show.look(&board, &seen, "the load is over; waiting for level 0");
-                std::thread::sleep(TICK);
-            }
-            Ok(None)
-        };
-        let mut interrupted = false;
-        while !clients.is_finished() {
-            if signals.try_recv().is_ok() {
-                interrupted = true;
-                stop.store(true, Ordering::Relaxed);
-                // Streams end with the engine, and clients with their streams.
-                for Logged { service, .. } in &mut *services {
-                    service.interrupt()?;
-                }
-            }
-            show.look(&board, &seen, "");
-            std::thread::sleep(TICK);
-        }
-        let released_after = if interrupted { None } else { released(show)? };
-        done.store(true, Ordering::Relaxed);
-        let panicked = |_| anyhow::anyhow!("a client panicked");
-        let (outcomes, wall) = clients.join().map_err(panicked)?;
-        watching.join().map_err(panicked)?;
-        if interrupted {
-            return Ok(None);
-        }
-        show.screen.force();
-        show.look(&board, &seen, "the load is over");
-        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Some(Over {
-            outcomes,
-            seen,
-            wall,
-            released_after,
-        }))
-    })
-}
-
-/// Reads both services until it is over, and once more then.
-fn observe(watch: &Watch, seen: &Mutex<Seen>, done: &AtomicBool) {
-    let mut next = Instant::now();
-    loop {
-        let last = done.load(Ordering::Relaxed);
-        let mut now = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        watch.engine(&mut now);
-        if last || Instant::now() >= next {
-            watch.controller(&mut now);
-            next = Instant::now() + CONTROLLER;
-        }
-        *seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
-        if last {
-            return;
-        }
-        std::thread::sleep(ENGINE);
-    }
 }

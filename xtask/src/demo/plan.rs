@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 700, value_name = "N")]
     pub(super) prompt_tokens: usize,
     /// Tokens that each may generate, 1 to 4096.
-    #[arg(long, default_value_t = 96, value_name = "N")]
+    #[arg(long, default_value_t = 192, value_name = "N")]
     pub(super) max_tokens: usize,
     /// How many requests the KV capacity holds at level 0, 1 to 256 [default: a quarter of the requests].
     #[arg(long, value_name = "N")]

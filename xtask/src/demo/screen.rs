@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Between two frames, and between two lines of a log.
 const FRAME: Duration = Duration::from_millis(250);
-const LINE: Duration = Duration::from_secs(5);
+const LINE: Duration = Duration::from_secs(10);
 
 /// How a stretch of text looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

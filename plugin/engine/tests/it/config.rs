@@ -161,6 +161,10 @@ fn wrong_values_are_named_with_what_is_allowed() {
             "field `engine.max_running`: given 0, allowed 1 to 256",
         ),
         (
+            "engine.kernels=sse9",
+            "field `engine.kernels`: given sse9, allowed auto or, on this CPU, one of scalar, portable",
+        ),
+        (
             "admission.max_queue=0",
             "field `admission.max_queue`: given 0, allowed 1 to 100000",
         ),

@@ -5,7 +5,7 @@ use cinch_engine::api::router;
 use cinch_engine::metrics::Outcome;
 
 /// Name, type, and whether it has a `class` label.
-const METRICS: [(&str, &str, bool); 35] = [
+const METRICS: [(&str, &str, bool); 36] = [
     ("cinch_build_info", "gauge", false),
     ("cinch_ready", "gauge", false),
     ("cinch_kv_bytes", "gauge", true),
@@ -38,6 +38,7 @@ const METRICS: [(&str, &str, bool); 35] = [
     ("cinch_attention_error", "histogram", true),
     ("cinch_compression_events_total", "counter", true),
     ("cinch_evicted_tokens_total", "counter", true),
+    ("cinch_generated_tokens_total", "counter", true),
     ("cinch_retunes_total", "counter", true),
     ("process_resident_memory_bytes", "gauge", false),
     ("process_cpu_seconds_total", "counter", false),

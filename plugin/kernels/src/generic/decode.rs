@@ -3,7 +3,7 @@
 //!
 //! Softmax is computed on the fly (Milakov and Gimelshein, arXiv 1805.02867, algorithm 3), block by block.
 
-use super::math::{exp, logits, scale, weigh};
+use super::math::{exp, logits, scale};
 use super::rows::{add_values, score};
 use super::{reset, rotate, width};
 use crate::simd::{LANES, Simd};
@@ -19,7 +19,6 @@ pub(crate) struct KeyCodes<'a> {
     pub(crate) heads: &'a Heads,
     /// Up to `BLOCK` rows.
     pub(crate) keys: &'a [u8],
-    pub(crate) rows: usize,
     /// q_heads × `width(k_dim)`.
     pub(crate) q: &'a [f32],
     /// The queries in an implementation's own form; empty until it has made one of `q`.
@@ -36,7 +35,6 @@ pub(crate) struct ValueCodes<'a> {
     pub(crate) heads: &'a Heads,
     /// Up to `BLOCK` rows.
     pub(crate) values: &'a [u8],
-    pub(crate) rows: usize,
     /// q_heads × `BLOCK`, not negative; 0 past the rows.
     pub(crate) weights: &'a [f32],
     /// q_heads × v_dim, added to.
@@ -64,6 +62,8 @@ pub(crate) fn attend_decode<S: Simd>(
         prepared,
         tile,
         scores,
+        max: tops,
+        sum: sums,
         rises,
         ..
     } = scratch;
@@ -82,6 +82,8 @@ pub(crate) fn attend_decode<S: Simd>(
     prepared.iter_mut().for_each(Vec::clear);
     reset(tile, BLOCK * k_width.max(width(heads.v_dim)), 0.0);
     reset(scores, heads.q_heads * BLOCK, 0.0);
+    reset(tops, heads.q_heads, 0.0);
+    reset(sums, heads.q_heads * LANES, 0.0);
     rises.clear();
 
     let mut first = 0;
@@ -102,21 +104,27 @@ pub(crate) fn attend_decode<S: Simd>(
             };
             let next = &next[..next.len().min(BLOCK * k_row)];
             score(simd, s.k_codec, heads, keys, n, q, prepared, tile, scores, values);
-            for h in 0..heads.q_heads {
-                let scores = &mut scores[h * BLOCK..][..n.next_multiple_of(LANES)];
-                for chunk in scores.as_chunks_mut().0 {
-                    simd.store(logits(simd, heads, simd.load(chunk)), chunk);
-                }
-                scores[n..].fill(f32::NEG_INFINITY);
-                let out = &mut partial.out[h * heads.v_dim..][..heads.v_dim];
-                let stat = &mut partial.stats[h];
-                let before = stat.max;
-                stat.sum = weigh(simd, scores, out, &mut stat.max, stat.sum);
-                if let Some(weights) = &mut weights {
-                    if stat.max > before && first > 0 {
-                        let row = first;
-                        rises.push(Rise { head: h, row, before });
+            // All heads' maxima first, then all exponentials: neither waits for the other heads'.
+            for (top, scores) in tops.iter_mut().zip(scores.chunks_exact_mut(BLOCK)) {
+                *top = largest(simd, heads, &mut scores[..n.next_multiple_of(LANES)], n);
+            }
+            for (h, scores) in scores.chunks_exact_mut(BLOCK).enumerate() {
+                let (stat, sums) = (&mut partial.stats[h], &mut sums.as_chunks_mut().0[h]);
+                if tops[h] > stat.max {
+                    let shrink = exp(simd, stat.max - tops[h]);
+                    scale(simd, &mut partial.out[h * heads.v_dim..][..heads.v_dim], shrink);
+                    scale(simd, sums, shrink);
+                    if weights.is_some() && first > 0 {
+                        rises.push(Rise {
+                            head: h,
+                            row: first,
+                            before: stat.max,
+                        });
                     }
+                    stat.max = tops[h];
+                }
+                exponentials(simd, &mut scores[..n.next_multiple_of(LANES)], stat.max, sums);
+                if let Some(weights) = &mut weights {
                     weights[h * rows + first..][..n].copy_from_slice(&scores[..n]);
                 }
             }
@@ -134,10 +142,44 @@ pub(crate) fn attend_decode<S: Simd>(
             first += n;
         }
     }
+    for (stat, sums) in partial.stats.iter_mut().zip(sums.as_chunks().0) {
+        stat.sum = simd.sum(simd.load(sums));
+    }
     if let Some(weights) = weights {
         rescale(simd, partial, rises, weights, rows);
     }
     Ok(())
+}
+
+/// Turns dot products into logits, −∞ past the first `n`. Returns the largest.
+#[inline(always)]
+fn largest<S: Simd>(s: S, heads: &Heads, scores: &mut [f32], n: usize) -> f32 {
+    let mut top = s.splat(f32::NEG_INFINITY);
+    for chunk in scores.as_chunks_mut().0 {
+        let x = logits(s, heads, s.load(chunk));
+        s.store(x, chunk);
+        top = s.max(x, top);
+    }
+    if n < scores.len() {
+        scores[n..].fill(f32::NEG_INFINITY);
+        top = s.splat(f32::NEG_INFINITY);
+        for chunk in scores.as_chunks().0 {
+            top = s.max(s.load(chunk), top);
+        }
+    }
+    s.top(top)
+}
+
+/// Turns logits into e^(logit − max), and adds them to the sums, lane by lane.
+#[inline(always)]
+fn exponentials<S: Simd>(s: S, scores: &mut [f32], max: f32, sums: &mut [f32; LANES]) {
+    let (max, mut total) = (s.splat(max), s.load(sums));
+    for chunk in scores.as_chunks_mut().0 {
+        let e = s.exp(s.sub(s.load(chunk), max));
+        total = s.add(total, e);
+        s.store(e, chunk);
+    }
+    s.store(total, sums);
 }
 
 /// Makes weights that were written under lower maxima fit the final one.

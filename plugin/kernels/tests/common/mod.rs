@@ -87,6 +87,21 @@ impl Packed {
     }
 }
 
+/// How far outputs and weights may be from the oracle's, for values of about normal(0, 1) and logits of that size.
+///
+/// f32 sums of up to 256 products put about 1e-6 on a logit, and through it on an output. On integer rows
+/// implementations may round queries and weights too: on int8 to 16 bits, of which half a step times a range of 6 is
+/// 9e-5 for one row and grows with the root of the rows that weigh as much as the heaviest of their block; on fewer
+/// bits to 8, where a separate test holds the error against what the codes themselves cost.
+pub(crate) fn bound(codecs: impl IntoIterator<Item = Codec>) -> f64 {
+    let one = |codec| match codec {
+        Codec::F32 | Codec::F16 | Codec::Bf16 => 1e-5,
+        Codec::Int8 => 5e-4,
+        Codec::Int4 | Codec::Int3 | Codec::Int2 => 0.05,
+    };
+    codecs.into_iter().map(one).fold(0.0, f64::max)
+}
+
 pub(crate) fn oracle() -> Kernels {
     Kernels::forced("scalar").unwrap()
 }

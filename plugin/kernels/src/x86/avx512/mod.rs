@@ -1,8 +1,12 @@
 //! AVX-512 F, BW, DQ, VL and VNNI (Ice Lake and Zen 4 on): a vector is a register.
 
+mod codes;
 mod keys;
 mod q8_0;
+mod query;
 mod values;
+mod values4;
+mod values8;
 
 use std::arch::x86_64::*;
 

@@ -8,34 +8,37 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cinch_protocol::Served;
+use cinch_tests::load::{self, End, Outcome, Patience};
 use common::{Controller, Server, text};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// f16 bytes of a token: 30 layers, 3 KV heads, K and V of 64.
 const TOKEN_BYTES: u64 = 30 * 3 * (64 + 64) * 2;
-/// About the tokens of a request below, prompt and answer.
-const REQUEST_TOKENS: u64 = 700;
+/// About the tokens of a request's prompt, and the most of its answer.
+const PROMPT_TOKENS: usize = 640;
+const NEW_TOKENS: usize = 48;
 /// Requests of the load; a quarter of them fits at level 0.
 const REQUESTS: usize = 8;
 
 fn engine(overrides: &[&str]) -> Server {
     // A tenth more than two whole requests: blocks are whole, and a prompt may be some tokens longer.
-    let capacity = format!("kv.capacity_bytes={}", 2 * REQUEST_TOKENS * TOKEN_BYTES * 11 / 10);
+    let request = (PROMPT_TOKENS + NEW_TOKENS) as u64 * TOKEN_BYTES;
+    let capacity = format!("kv.capacity_bytes={}", 2 * request * 11 / 10);
     let mut all = vec![&*capacity, "engine.prefix_cache=false", "watermark.enabled=false"];
     all.extend_from_slice(overrides);
     Server::start(&all)
 }
 
-fn prompt(i: usize) -> String {
-    let words: Vec<String> = text().split_whitespace().map(str::to_owned).collect();
-    let start = 5_000 + i * 9_000;
-    words[start..start + 470].join(" ")
-}
-
-/// Sends the load at once; answers with each request's status and body, and the most KV bytes seen.
-fn load(server: &Server) -> (Vec<(u16, Value)>, u64) {
+/// Sends the load at once; answers with how each request ended, and the most KV bytes seen.
+fn load(server: &Server) -> (Vec<Outcome>, u64) {
     let most = AtomicU64::new(0);
     let done = AtomicBool::new(false);
+    let bodies: Vec<Value> = load::prompts(&text(), REQUESTS, PROMPT_TOKENS)
+        .iter()
+        .map(|prompt| load::completion(prompt, NEW_TOKENS))
+        .collect();
+    let url = format!("{}/v1/completions", server.openai);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -44,17 +47,25 @@ fn load(server: &Server) -> (Vec<(u16, Value)>, u64) {
                 thread::sleep(Duration::from_millis(100));
             }
         });
-        let clients: Vec<_> = (0..REQUESTS)
-            .map(|i| {
-                let body =
-                    json!({"model": "default", "prompt": prompt(i), "max_tokens": 48, "temperature": 0.0});
-                scope.spawn(move || server.complete(&[], &body))
-            })
-            .collect();
-        let answers = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        let outcomes = load::run(
+            &url,
+            &bodies,
+            Patience::default(),
+            &AtomicBool::new(false),
+            &|_, _| {},
+        );
         done.store(true, Ordering::Relaxed);
-        (answers, most.load(Ordering::Relaxed))
+        (outcomes, most.load(Ordering::Relaxed))
     })
+}
+
+/// What a request was served with; one that was not finished fails.
+fn served(outcome: &Outcome) -> &[Served] {
+    let End::Finished(served) = &outcome.end else {
+        panic!("not finished: {:?}", outcome.end);
+    };
+    assert!(outcome.first_token.is_some(), "no token");
+    &served.cache.as_ref().unwrap().served
 }
 
 /// Waits for `check` to hold.
@@ -89,10 +100,6 @@ fn four_times_the_capacity_completes_and_never_passes_it() {
     let capacity = server.get("/v1/capacity")["capacity_bytes"].as_u64().unwrap();
     let controller = Controller::start(&server, "live", QUICK);
     let (answers, most) = load(&server);
-    for (status, body) in &answers {
-        assert_eq!(*status, 200, "{body}");
-        assert!(body["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{body}");
-    }
     assert!(most > 0 && most <= capacity, "{most} of {capacity} bytes");
     let live = moves(&controller);
     assert_eq!(live.first().map(|first| first.0), Some(0), "{live:?}");
@@ -101,21 +108,24 @@ fn four_times_the_capacity_completes_and_never_passes_it() {
         "tightened as far as the demand asks: {live:?}"
     );
     assert!(level(&server) > 0);
-    // What was served says so itself.
-    assert!(answers.iter().any(|(_, body)| {
-        body["cinch"]["served"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|s| s["level"].as_u64() > Some(0))
-    }));
+    // What was served says so itself; and all of it was.
+    let tightened = answers
+        .iter()
+        .filter(|answer| served(answer).iter().any(|s| s.level > Some(0)))
+        .count();
+    assert!(tightened > 0);
     drop(controller);
 
     // The same load, watched only: the same first decisions, and not one write.
     let server = engine(&[]);
     let controller = Controller::start(&server, "recommend", QUICK);
     let (answers, most) = load(&server);
-    assert!(answers.iter().all(|(status, _)| *status == 200));
+    // Nothing was tightened.
+    assert!(
+        answers
+            .iter()
+            .all(|answer| served(answer).iter().all(|s| s.level == Some(0)))
+    );
     assert!(most <= capacity, "{most} of {capacity} bytes");
     let recommended = moves(&controller);
     assert_eq!(
@@ -152,7 +162,9 @@ fn a_killed_controller_leaves_a_lease_that_ends_and_a_new_one_goes_on_from_there
             level(&server)
         );
         let (answers, _) = load.join().unwrap();
-        assert!(answers.iter().all(|(status, _)| *status == 200));
+        for answer in &answers {
+            served(answer);
+        }
         assert_eq!(
             moves(&controller).iter().filter(|(from, to)| to < from).count(),
             0

@@ -33,7 +33,7 @@ fn now() -> f64 {
 
 fn prompt(i: usize) -> String {
     let words: Vec<String> = text().split_whitespace().map(str::to_owned).collect();
-    let start = 5_000 + i * 3_000;
+    let start = i * 1_237 % (words.len() - 470);
     words[start..start + 470].join(" ")
 }
 

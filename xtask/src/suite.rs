@@ -1,7 +1,9 @@
 //! `cargo xtask test`: every test, cheapest first.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::bail;
 
 use crate::process::{self, cargo};
 use crate::step::Step;
@@ -13,6 +15,7 @@ const END_TO_END: &str = "cinch-tests";
 
 /// Runs everything; with `fast`, what needs no engine.
 pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
+    prometheus(process::in_path)?;
     let step = Step::start("Testing the workspace");
     for mut command in workspace_tests(workspace, process::in_path("cargo-nextest").is_some()) {
         process::run(&mut command)?;
@@ -40,18 +43,10 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
 }
 
 fn workspace_tests(workspace: &Workspace, nextest: bool) -> Vec<Command> {
-    let prometheus = process::in_path("prometheus").is_some();
-    if !prometheus {
-        eprintln!(
-            "==> Left out: the controller against a real Prometheus; install Debian's package prometheus"
-        );
-    }
     let command = |args: &[&str]| {
         let mut command = cargo(workspace, &workspace.root);
         command.args(args).args(["--workspace", "--exclude", END_TO_END]);
-        if prometheus {
-            command.args(["--features", "cinch-controller/prometheus-tests"]);
-        }
+        command.args(["--features", "cinch-controller/prometheus-tests"]);
         command
     };
     let mut commands = if nextest {
@@ -65,8 +60,22 @@ fn workspace_tests(workspace: &Workspace, nextest: bool) -> Vec<Command> {
     };
     let mut own = cargo(workspace, &workspace.root);
     own.args(["test", "--quiet", "--package", END_TO_END, "--lib"]);
+    own.args(["--test", "dashboard_files"]);
     commands.push(own);
     commands
+}
+
+/// Rules, dashboards and the controller are tested with a real Prometheus, found by `find`.
+fn prometheus(find: impl Fn(&str) -> Option<PathBuf>) -> anyhow::Result<()> {
+    for program in ["prometheus", "promtool"] {
+        if find(program).is_none() {
+            bail!(
+                "{program}: not found in PATH; the tests need it. On Debian and Ubuntu: apt-get install \
+                 --no-install-recommends prometheus (its service, if it starts, can be stopped: tests start their own)"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// One test at a time: each drives an engine that takes every core, and some measure.
@@ -88,4 +97,19 @@ fn end_to_end(workspace: &Workspace, binary: &Path, gguf: &Path, text: &Path) ->
         .env("CINCH_MODEL", gguf)
         .env("CINCH_TEXT", text);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_prometheus_it_says_how_to_get_one() {
+        let only = |there: &'static str| move |name: &str| (name == there).then(|| PathBuf::from(name));
+        let err = prometheus(only("prometheus")).unwrap_err().to_string();
+        assert!(err.starts_with("promtool: not found"), "{err}");
+        assert!(err.contains("apt-get install"), "{err}");
+        assert!(prometheus(only("promtool")).is_err());
+        assert!(prometheus(|name| Some(name.into())).is_ok());
+    }
 }

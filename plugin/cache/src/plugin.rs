@@ -244,8 +244,8 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
     };
     if h2o(policy) && !before.served.iter().any(|served| h2o(&served.policy)) {
         notes.push(
-            "statistics: every head starts from its layer's mean attention over the last 64 prompt queries \
-             and all decoded tokens; its own is accumulated from now on"
+            "statistics: every head starts from its layer's mean attention over the last 64 queries of each part of the \
+             prompt and a sample of the decoded tokens; its own is accumulated from now on"
                 .into(),
         );
     }

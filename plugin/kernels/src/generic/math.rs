@@ -72,7 +72,6 @@ pub(super) fn gemm<S: Simd, C: Chunk, const M: usize, const P: usize>(
         // Indices, not closures or iterators: those are functions of their own, without the instructions that are
         // enabled here. Where they are not inlined, a call in this loop spills every accumulator: a third of the speed.
         let mut b = [s.splat(0.0); P];
-        #[expect(clippy::needless_range_loop, reason = "see above")]
         for p in 0..P {
             b[p] = C::get(s, &chunks[p]);
         }

@@ -291,10 +291,14 @@ fn attend_one(heads: &Heads, q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], out: &mu
             .softcap
             .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
     };
-    let scores: Vec<f64> = k.iter().map(score).collect();
-    // The maximum as it is handed out, so that weights fit it.
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max) as f32;
-    let exps: Vec<f64> = scores.iter().map(|s| (s - f64::from(max)).exp()).collect();
+    // Logits in f32, as the maximum is handed out: next to a rounded maximum of, say, 10^20 unrounded logits are
+    // nothing, or everything.
+    let scores: Vec<f32> = k.iter().map(|k| score(k) as f32).collect();
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = scores
+        .iter()
+        .map(|s| (f64::from(*s) - f64::from(max)).exp())
+        .collect();
     let sum: f64 = exps.iter().sum();
     for (d, out) in out.iter_mut().enumerate() {
         let values = exps.iter().zip(v).map(|(e, v)| e * f64::from(v[d]));

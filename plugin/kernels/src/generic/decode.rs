@@ -68,7 +68,7 @@ pub(crate) fn attend_decode<S: Simd>(
         ..
     } = scratch;
     // Queries as they are, then rotated; the padding stays 0.
-    reset(queries, 2 * heads.q_heads * k_width, 0.0);
+    let queries = reset(queries, 2 * heads.q_heads * k_width, 0.0);
     let (plain, rotated) = queries.split_at_mut(heads.q_heads * k_width);
     let is_rotated = segments.iter().any(|s| s.k_rotated);
     for (h, q) in q.chunks_exact(heads.k_dim).enumerate() {
@@ -80,10 +80,10 @@ pub(crate) fn attend_decode<S: Simd>(
         }
     }
     prepared.iter_mut().for_each(Vec::clear);
-    reset(tile, BLOCK * k_width.max(width(heads.v_dim)), 0.0);
-    reset(scores, heads.q_heads * BLOCK, 0.0);
-    reset(tops, heads.q_heads, 0.0);
-    reset(sums, heads.q_heads * LANES, 0.0);
+    let tile = reset(tile, BLOCK * k_width.max(width(heads.v_dim)), 0.0);
+    let scores = reset(scores, heads.q_heads * BLOCK, 0.0);
+    let tops = reset(tops, heads.q_heads, 0.0);
+    let sums = reset(sums, heads.q_heads * LANES, 0.0);
     rises.clear();
 
     let mut first = 0;

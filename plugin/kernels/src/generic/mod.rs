@@ -27,10 +27,16 @@ fn width(dim: usize) -> usize {
     dim.next_multiple_of(LANES)
 }
 
-/// Sets a buffer's length and every value in it; allocates only when it has never been as long.
-fn reset(buffer: &mut Vec<f32>, len: usize, value: f32) {
+/// A buffer of `len` times the value, at the start of a cache line: vectors of 64 bytes that cross two lines take twice
+/// as long. Allocates only when the buffer has never been as long.
+fn reset(buffer: &mut Vec<f32>, len: usize, value: f32) -> &mut [f32] {
+    const LINE: usize = 64 / size_of::<f32>();
     buffer.clear();
-    buffer.resize(len, value);
+    buffer.resize(len + LINE, value);
+    // An implementation may decline to tell; then the start is as good as any.
+    let start = buffer.as_ptr().align_offset(64);
+    let start = if start < LINE { start } else { 0 };
+    &mut buffer[start..start + len]
 }
 
 /// Operations of a step of `multiply_adds`.

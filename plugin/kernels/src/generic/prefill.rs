@@ -35,11 +35,11 @@ pub(crate) fn attend_prefill<S: Simd>(
         sum: totals,
         ..
     } = scratch;
-    reset(tile, KEYS * width(heads.k_dim.max(heads.v_dim)), 0.0);
-    reset(transposed, KEYS * width(heads.k_dim), 0.0);
-    reset(scores, QUERIES * KEYS, 0.0);
-    reset(maxima, heads.q_heads * queries, f32::NEG_INFINITY);
-    reset(totals, heads.q_heads * queries, 0.0);
+    let tile = reset(tile, KEYS * width(heads.k_dim.max(heads.v_dim)), 0.0);
+    let transposed = reset(transposed, KEYS * width(heads.k_dim), 0.0);
+    let scores = reset(scores, QUERIES * KEYS, 0.0);
+    let maxima = reset(maxima, heads.q_heads * queries, f32::NEG_INFINITY);
+    let totals = reset(totals, heads.q_heads * queries, 0.0);
     for out in out.iter_mut() {
         for i in 0..queries {
             out.row(i).fill(0.0);

@@ -12,9 +12,6 @@ use crate::step::Step;
 use crate::workspace::Workspace;
 use crate::{digest, engine, model, process, text};
 
-/// What its KV cache is in on a CPU.
-pub(crate) const KV: &str = "f32";
-
 /// Which candle the unhooked engine stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Candle {

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Other {
     /// Its name.
     pub system: String,
-    /// What its KV cache is in.
-    pub kv: String,
+    /// What its KV cache is in; absent: the dtype of activations, as its report has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<String>,
     /// Program and arguments.
     pub command: Vec<String>,
     /// Most requests it takes at once; absent: any number.
@@ -31,7 +32,7 @@ pub struct Measured {
     pub threads: usize,
     /// The model file's or Hugging Face name.
     pub model: String,
-    /// The configured dtype of activations.
+    /// What activations are in.
     pub dtype: String,
     /// Tokens each request generated, greedily.
     pub new_tokens: usize,

@@ -72,6 +72,9 @@ pub struct Report {
     /// Tokens that the model can attend to.
     #[serde(default)]
     pub context: Option<usize>,
+    /// What activations are in, and with them a KV cache that nobody manages.
+    #[serde(default)]
+    pub dtype: Option<String>,
     /// Tokens of [`Plan::tokenize`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokenized: Vec<u32>,

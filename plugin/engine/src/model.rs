@@ -150,14 +150,15 @@ pub async fn load(settings: &Settings, end_of_text: EndOfText) -> Result<Loaded,
             NonZeroUsize::new(settings.engine.max_running).unwrap_or(NonZeroUsize::MIN),
         ),
     };
-    let (tokens, context) = {
+    let (tokens, context, dtype) = {
         let pipeline = pipeline.lock().await;
         let tokenizer = pipeline.tokenizer();
         let tokens = move |text: &str| {
             let encoded = tokenizer.as_ref()?.encode_fast(text, true).ok()?;
             Some(encoded.get_ids().len())
         };
-        (Arc::new(tokens), pipeline.get_metadata().max_seq_len)
+        let metadata = pipeline.get_metadata();
+        (Arc::new(tokens), metadata.max_seq_len, metadata.activation_dtype)
     };
     let mistralrs = MistralRsBuilder::new(pipeline, scheduler, false, None)
         .with_model_id(&id)
@@ -179,6 +180,7 @@ pub async fn load(settings: &Settings, end_of_text: EndOfText) -> Result<Loaded,
         upstream,
         tokens,
         context,
+        dtype,
     })
 }
 

@@ -145,6 +145,7 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
         };
         let report = probe::run_with(loaded.mistralrs, &plan, assign).await;
         let mut report = report.map_err(failed)?;
+        report.dtype = Some(loaded.dtype.as_str().to_owned());
         report.kv_peak_bytes = app.kv.on().then(|| app.kv.totals().peak_bytes);
         Ok::<_, RunError>(report)
     };

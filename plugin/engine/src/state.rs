@@ -56,6 +56,8 @@ pub struct Loaded {
     pub tokens: TokenCount,
     /// Tokens that the model can attend to.
     pub context: usize,
+    /// What activations are in.
+    pub dtype: candle_core::DType,
 }
 
 /// Shared by all handlers.

@@ -34,7 +34,7 @@ pub(super) fn ready(workspace: &Workspace, model: &Path) -> anyhow::Result<Vec<O
     let words = |path: &Path| path.to_string_lossy().into_owned();
     let systems = KV.map(|kv| Other {
         system: "llama.cpp".to_owned(),
-        kv: kv.to_owned(),
+        kv: Some(kv.to_owned()),
         command: vec![
             words(&python),
             // Nothing of the user's own Python.

@@ -78,7 +78,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> anyhow::Result<()> {
         let binary = plain::build(workspace, plain::Candle::Published)?;
         others.push(Other {
             system: "mistralrs".to_owned(),
-            kv: plain::KV.to_owned(),
+            kv: None,
             command: vec![path(&binary), path(&model)],
             max_concurrency: None,
         });

@@ -43,6 +43,7 @@ async fn main() -> Result<()> {
         None,
         None,
     )?;
+    let dtype = pipeline.lock().await.get_metadata().activation_dtype;
     let scheduler = SchedulerConfig::DefaultScheduler {
         method: DefaultSchedulerMethod::Fixed(16.try_into()?),
     };
@@ -51,7 +52,8 @@ async fn main() -> Result<()> {
         .with_disable_eos_stop(plan.timing)
         .build()
         .await;
-    let report = probe::run(Arc::clone(&engine), &plan).await?;
+    let mut report = probe::run(Arc::clone(&engine), &plan).await?;
+    report.dtype = Some(dtype.as_str().to_owned());
     std::fs::write(out, serde_json::to_vec_pretty(&report)?).context("writing the report")?;
     Ok(())
 }

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 pub use options::Options;
 
-use crate::config::{DType, Settings};
+use crate::config::Settings;
 use crate::fields::FieldFault;
 use crate::model;
 use crate::run::RunError;
@@ -95,6 +95,7 @@ pub fn run(
         ..Plan::default()
     };
     let report = children.run(&tokenizer, &plan).map_err(RunError::Bench)?;
+    measured.dtype = report.dtype.clone().unwrap_or_default();
     options::check_lengths(options, &checked, report.context, report.tokenized.len())?;
     if options.kernel {
         info!("measuring the decode kernel");
@@ -156,7 +157,11 @@ fn measure(
                     figures.prefill_tps,
                     figures.decode_tps.unwrap_or(f64::NAN),
                 );
-                measured.rows[first_row + index].samples.push(figures);
+                let row = &mut measured.rows[first_row + index];
+                if let Some(dtype) = report.dtype.filter(|_| system.kv.is_empty()) {
+                    row.kv = dtype;
+                }
+                row.samples.push(figures);
             }
             first_row += systems.len();
         }
@@ -190,19 +195,14 @@ fn write(options: &Options, measured: &Measured) -> Result<()> {
 fn about(options: &Options, settings: &Settings) -> Measured {
     let file = settings.model.file.as_deref().and_then(Path::file_name);
     let file = file.map(|name| name.to_string_lossy().into_owned());
-    let dtype = match settings.model.dtype {
-        DType::Auto => "auto",
-        DType::F32 => "f32",
-        DType::F16 => "f16",
-        DType::Bf16 => "bf16",
-    };
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Measured {
         date: date(since.as_secs() / 86_400),
         cpu: cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         model: file.unwrap_or_else(|| model::served_name(&settings.model)),
-        dtype: dtype.to_owned(),
+        // Known once a model is loaded.
+        dtype: String::new(),
         new_tokens: options.new_tokens,
         rounds: 0,
         load_average: fs::read_to_string("/proc/loadavg")

@@ -33,8 +33,8 @@ pub struct Options {
     /// A text to take prompts from. Default: counted sentences.
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
-    /// Measure another system in turn with this one: {"system": …, "kv": …, "command": […]}, and
-    /// "max_concurrency" where it has one. The command gets two more arguments, the files of a plan and of its
+    /// Measure another system in turn with this one: {"system": …, "command": […]}, and
+    /// "kv" and "max_concurrency" where it has them. The command gets two more arguments, the files of a plan and of its
     /// report, as `cinch probe` does.
     #[arg(long, value_name = "JSON")]
     pub other: Vec<String>,
@@ -55,7 +55,7 @@ pub struct Options {
 pub(super) struct System {
     /// Its name.
     pub(super) name: String,
-    /// What its KV cache is in.
+    /// What its KV cache is in; empty: what its report says.
     pub(super) kv: String,
     /// How it is run.
     pub(super) run: Runner,
@@ -240,7 +240,7 @@ fn other(given: &str) -> Result<System, FieldFault> {
     }
     Ok(System {
         name: other.system,
-        kv: other.kv,
+        kv: other.kv.unwrap_or_default(),
         run: Runner::Other(other.command),
         max_concurrency: other.max_concurrency,
     })

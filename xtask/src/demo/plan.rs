@@ -197,10 +197,12 @@ mod tests {
             assert_eq!(args(&[word]).check().unwrap_err().to_string(), said);
         }
         args(&[]).check().unwrap();
-        let err = args(&["--prompt-tokens=8000"]).capacity(&SMOL).unwrap_err();
+        let err = args(&["--prompt-tokens=8000", "--max-tokens=192"])
+            .capacity(&SMOL)
+            .unwrap_err();
         assert_eq!(
             err.to_string(),
-            "field `--prompt-tokens`: given 8000, allowed 16 to 7710"
+            "field `--prompt-tokens`: given 8000, allowed 16 to 7619"
         );
     }
 

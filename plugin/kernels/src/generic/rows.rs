@@ -96,17 +96,26 @@ fn dots<S: Simd, C: Chunk, const H: usize>(
     scores: &mut [f32],
     ahead: Ahead<'_>,
 ) -> usize {
-    let q: [&[[f32; LANES]]; H] = std::array::from_fn(|h| &q[h * panels..][..panels]);
+    // Indices below, not closures: see `gemm`.
+    let mut heads = [&q[..panels]; H];
+    for h in 1..H {
+        heads[h] = &q[h * panels..][..panels];
+    }
     for r in (0..rows).step_by(4) {
         ahead.ask(s, r / 4);
         // The last rows may repeat: the repeated results are past the rows.
-        let keys: [&[C::Data]; 4] =
-            std::array::from_fn(|i| &keys[(r + i).min(rows - 1) * panels..][..panels]);
+        let mut four = [&keys[r * panels..][..panels]; 4];
+        for i in 1..4 {
+            four[i] = &keys[(r + i).min(rows - 1) * panels..][..panels];
+        }
         let mut acc = [[s.splat(0.0); 4]; H];
         for p in 0..panels {
-            let k: [S::V; 4] = std::array::from_fn(|i| C::get(s, &keys[i][p]));
+            let mut k = [s.splat(0.0); 4];
+            for i in 0..4 {
+                k[i] = C::get(s, &four[i][p]);
+            }
             for h in 0..H {
-                let q = s.load(&q[h][p]);
+                let q = s.load(&heads[h][p]);
                 for i in 0..4 {
                     acc[h][i] = s.madd(q, k[i], acc[h][i]);
                 }
@@ -207,7 +216,10 @@ fn add<S: Simd, C: Chunk, const H: usize>(
     dim: usize,
     mut ahead: Ahead<'_>,
 ) -> usize {
-    let w: [&[f32]; H] = std::array::from_fn(|h| &weights[h * BLOCK..][..rows]);
+    let mut w = [&weights[..rows]; H];
+    for h in 1..H {
+        w[h] = &weights[h * BLOCK..][..rows];
+    }
     let mut p = 0;
     while p < panels {
         if S::WIDE && panels - p >= 4 {
@@ -232,9 +244,9 @@ fn put<S: Simd, const H: usize, const P: usize>(
     out: &mut [f32],
     dim: usize,
 ) {
-    for (out, acc) in out.chunks_exact_mut(dim).zip(acc) {
-        for (p, v) in acc.into_iter().enumerate() {
-            add_to(s, v, &mut out[LANES * (first + p)..]);
+    for h in 0..H {
+        for p in 0..P {
+            add_to(s, acc[h][p], &mut out[h * dim + LANES * (first + p)..][..]);
         }
     }
 }

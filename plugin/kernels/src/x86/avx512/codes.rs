@@ -2,6 +2,9 @@
 //!
 //! Invariant: nothing is read past a row's end. Codes are read in sixteens: a group of int3 has 12 bytes, and at least
 //! the 4 of its parameters follow; one of int2 has 8, and 8 of parameters follow if there are two groups.
+//!
+//! Loops go by index and steps are functions, not closures: a closure is compiled without its caller's instructions,
+//! and where it is not inlined, each call empties the registers.
 
 use std::arch::x86_64::*;
 
@@ -51,8 +54,7 @@ pub(super) fn sixteen<'a>(rows: &'a [u8], row: usize, buffer: &'a mut Buffer) ->
 /// # Safety
 /// `rows` must be valid for reading sixteen rows, `stride` bytes from one to the next, that have the parameters of
 /// `groups` groups `params` bytes from their start.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(always)]
 pub(super) unsafe fn two_groups(
     rows: *const u8,
     stride: usize,
@@ -75,35 +77,54 @@ pub(super) unsafe fn two_groups(
 ///
 /// # Safety
 /// `at` must be valid for reading 8 bytes at each of the sixteen rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(always)]
 unsafe fn pair(at: *const u8, stride: usize) -> [(__m512, __m512); 2] {
-    // Two rows each: scale, zero, scale, zero, in 16 bits.
-    let two = |r: usize| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let low = _mm_loadl_epi64(at.add(r * stride).cast());
-            let high = at.add((r + 1) * stride).cast::<f64>();
-            _mm_castpd_si128(_mm_loadh_pd(_mm_castsi128_pd(low), high))
-        }
-    };
-    let eight = |r: usize| {
-        let x = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(two(r)), two(r + 2));
-        _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(x, two(r + 4)), two(r + 6))
-    };
-    let (a, b) = (eight(0), eight(8));
-    let pick = |index: &[i16; 32]| {
-        // SAFETY: the array has the 64 bytes.
-        let index = unsafe { _mm512_loadu_si512(index.as_ptr().cast()) };
-        let x = _mm512_permutex2var_epi16(a, index, b);
-        (
-            _mm512_cvtph_ps(_mm512_castsi512_si256(x)),
-            _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x)),
-        )
-    };
     static FIRST: [i16; 32] = words(0);
     static SECOND: [i16; 32] = words(2);
-    [pick(&FIRST), pick(&SECOND)]
+    // SAFETY: the caller's promise; the arrays have 64 bytes.
+    unsafe {
+        let (a, b) = (eight(at, stride), eight(at.add(8 * stride), stride));
+        let first = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(FIRST.as_ptr().cast()), b);
+        let second = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(SECOND.as_ptr().cast()), b);
+        [
+            (
+                _mm512_cvtph_ps(_mm512_castsi512_si256(first)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(first)),
+            ),
+            (
+                _mm512_cvtph_ps(_mm512_castsi512_si256(second)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(second)),
+            ),
+        ]
+    }
+}
+
+/// Eight bytes of each of eight rows.
+///
+/// # Safety
+/// `at` must be valid for reading 8 bytes at each of the eight rows.
+#[inline(always)]
+unsafe fn eight(at: *const u8, stride: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm512_castsi128_si512(two(at, stride));
+        let x = _mm512_inserti32x4::<1>(x, two(at.add(2 * stride), stride));
+        let x = _mm512_inserti32x4::<2>(x, two(at.add(4 * stride), stride));
+        _mm512_inserti32x4::<3>(x, two(at.add(6 * stride), stride))
+    }
+}
+
+/// Eight bytes of each of two rows: scale, zero, scale, zero, in 16 bits.
+///
+/// # Safety
+/// `at` must be valid for reading 8 bytes at each of the two rows.
+#[inline(always)]
+unsafe fn two(at: *const u8, stride: usize) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm_castsi128_pd(_mm_loadl_epi64(at.cast()));
+        _mm_castpd_si128(_mm_loadh_pd(low, at.add(stride).cast()))
+    }
 }
 
 /// Word `4r + first` of sixteen rows of four words, then word `4r + first + 1`.
@@ -121,21 +142,21 @@ const fn words(first: i16) -> [i16; 32] {
 ///
 /// # Safety
 /// `at` must be valid for reading 4 bytes at each of the sixteen rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(always)]
 unsafe fn single(at: *const u8, stride: usize) -> (__m512, __m512) {
     let mut pairs = [0i32; ROWS];
-    for (r, pair) in pairs.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *pair = unsafe { at.add(r * stride).cast::<i32>().read_unaligned() };
+    // SAFETY: the caller's promise; the array has the 64 bytes.
+    unsafe {
+        for r in 0..ROWS {
+            pairs[r] = at.add(r * stride).cast::<i32>().read_unaligned();
+        }
+        let pairs = _mm512_loadu_si512(pairs.as_ptr().cast());
+        let zeros = _mm512_srli_epi32::<16>(pairs);
+        (
+            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)),
+            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(zeros)),
+        )
     }
-    // SAFETY: the array has the 64 bytes.
-    let pairs = unsafe { _mm512_loadu_si512(pairs.as_ptr().cast()) };
-    let scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs));
-    (
-        scale,
-        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(pairs))),
-    )
 }
 
 /// Rows `i`, `4 + i`, `8 + i` and `12 + i` in the quarters of vector `i`, so that interleaving within 128 bits keeps
@@ -143,17 +164,20 @@ unsafe fn single(at: *const u8, stride: usize) -> (__m512, __m512) {
 ///
 /// # Safety
 /// `at` must be valid for reading 16 bytes at each of the sixteen rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(always)]
 unsafe fn quarters(at: *const u8, stride: usize) -> [__m512i; 4] {
-    let mut out = [_mm512_setzero_si512(); 4];
-    for (i, out) in out.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        let row = |r: usize| unsafe { _mm_loadu_si128(at.add((i + 4 * r) * stride).cast()) };
-        let x = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(row(0)), row(1));
-        *out = _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(x, row(2)), row(3));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut out = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            let at = at.add(i * stride).cast::<__m128i>();
+            let x = _mm512_castsi128_si512(_mm_loadu_si128(at));
+            let x = _mm512_inserti32x4::<1>(x, _mm_loadu_si128(at.byte_add(4 * stride)));
+            let x = _mm512_inserti32x4::<2>(x, _mm_loadu_si128(at.byte_add(8 * stride)));
+            out[i] = _mm512_inserti32x4::<3>(x, _mm_loadu_si128(at.byte_add(12 * stride)));
+        }
+        out
     }
-    out
 }
 
 /// Sixteen rows of sixteen bytes, transposed by four bytes: lane `r` of vector `i` has bytes `4i` to `4i + 3` of
@@ -161,25 +185,20 @@ unsafe fn quarters(at: *const u8, stride: usize) -> [__m512i; 4] {
 ///
 /// # Safety
 /// As for `quarters`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(always)]
 pub(super) unsafe fn transpose(at: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: the caller's promise.
-    let z = unsafe { quarters(at, stride) };
-    let (a, b) = (
-        _mm512_unpacklo_epi32(z[0], z[1]),
-        _mm512_unpacklo_epi32(z[2], z[3]),
-    );
-    let (c, d) = (
-        _mm512_unpackhi_epi32(z[0], z[1]),
-        _mm512_unpackhi_epi32(z[2], z[3]),
-    );
-    [
-        _mm512_unpacklo_epi64(a, b),
-        _mm512_unpackhi_epi64(a, b),
-        _mm512_unpacklo_epi64(c, d),
-        _mm512_unpackhi_epi64(c, d),
-    ]
+    unsafe {
+        let [w, x, y, z] = quarters(at, stride);
+        let (a, b) = (_mm512_unpacklo_epi32(w, x), _mm512_unpacklo_epi32(y, z));
+        let (c, d) = (_mm512_unpackhi_epi32(w, x), _mm512_unpackhi_epi32(y, z));
+        [
+            _mm512_unpacklo_epi64(a, b),
+            _mm512_unpackhi_epi64(a, b),
+            _mm512_unpacklo_epi64(c, d),
+            _mm512_unpackhi_epi64(c, d),
+        ]
+    }
 }
 
 /// Sixteen rows of sixteen bytes, interleaved by four rows: byte `i` of lane `4p + k` of vector `j` is byte `4j + k` of
@@ -187,19 +206,20 @@ pub(super) unsafe fn transpose(at: *const u8, stride: usize) -> [__m512i; 4] {
 ///
 /// # Safety
 /// As for `quarters`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(always)]
 pub(super) unsafe fn interleave(at: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: the caller's promise.
-    let z = unsafe { quarters(at, stride) };
-    let (a, b) = (_mm512_unpacklo_epi8(z[0], z[1]), _mm512_unpacklo_epi8(z[2], z[3]));
-    let (c, d) = (_mm512_unpackhi_epi8(z[0], z[1]), _mm512_unpackhi_epi8(z[2], z[3]));
-    [
-        _mm512_unpacklo_epi16(a, b),
-        _mm512_unpackhi_epi16(a, b),
-        _mm512_unpacklo_epi16(c, d),
-        _mm512_unpackhi_epi16(c, d),
-    ]
+    unsafe {
+        let [w, x, y, z] = quarters(at, stride);
+        let (a, b) = (_mm512_unpacklo_epi8(w, x), _mm512_unpacklo_epi8(y, z));
+        let (c, d) = (_mm512_unpackhi_epi8(w, x), _mm512_unpackhi_epi8(y, z));
+        [
+            _mm512_unpacklo_epi16(a, b),
+            _mm512_unpackhi_epi16(a, b),
+            _mm512_unpacklo_epi16(c, d),
+            _mm512_unpackhi_epi16(c, d),
+        ]
+    }
 }
 
 impl Bits for Int4 {
@@ -208,29 +228,43 @@ impl Bits for Int4 {
         // SAFETY: the caller's promise.
         unsafe {
             let mask = _mm512_set1_epi8(15);
+            let [a, b, c, d] = x;
             // Low nibbles are codes 0 to 15, high ones 16 to 31.
-            std::array::from_fn(|c| match c {
-                0..4 => _mm512_and_si512(x[c], mask),
-                _ => _mm512_and_si512(_mm512_srli_epi16::<4>(x[c - 4]), mask),
-            })
+            [
+                _mm512_and_si512(a, mask),
+                _mm512_and_si512(b, mask),
+                _mm512_and_si512(c, mask),
+                _mm512_and_si512(d, mask),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(a), mask),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(b), mask),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(c), mask),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(d), mask),
+            ]
         }
     }
 }
 
 /// Two bits each of eight codes in two vectors.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn twos(x: [__m512i; 2]) -> [__m512i; COLUMNS] {
-    let mask = _mm512_set1_epi8(3);
-    std::array::from_fn(|c| {
-        let shifted = match c / 2 {
-            0 => x[c % 2],
-            1 => _mm512_srli_epi16::<2>(x[c % 2]),
-            2 => _mm512_srli_epi16::<4>(x[c % 2]),
-            _ => _mm512_srli_epi16::<6>(x[c % 2]),
-        };
-        _mm512_and_si512(shifted, mask)
-    })
+///
+/// # Safety
+/// The CPU must have the instructions.
+#[inline(always)]
+unsafe fn twos(x: [__m512i; 2]) -> [__m512i; COLUMNS] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mask = _mm512_set1_epi8(3);
+        let [a, b] = x;
+        [
+            _mm512_and_si512(a, mask),
+            _mm512_and_si512(b, mask),
+            _mm512_and_si512(_mm512_srli_epi16::<2>(a), mask),
+            _mm512_and_si512(_mm512_srli_epi16::<2>(b), mask),
+            _mm512_and_si512(_mm512_srli_epi16::<4>(a), mask),
+            _mm512_and_si512(_mm512_srli_epi16::<4>(b), mask),
+            _mm512_and_si512(_mm512_srli_epi16::<6>(a), mask),
+            _mm512_and_si512(_mm512_srli_epi16::<6>(b), mask),
+        ]
+    }
 }
 
 impl Bits for Int2 {
@@ -259,7 +293,12 @@ impl Bits for Int3 {
                 _mm512_srli_epi16::<4>(high),
                 _mm512_srli_epi16::<5>(high),
             ];
-            std::array::from_fn(|c| _mm512_or_si512(low[c], _mm512_and_si512(high[c], bit)))
+            let mut out = low;
+            for c in 0..COLUMNS {
+                // The low bits, or the high one where the mask has it.
+                out[c] = _mm512_or_si512(low[c], _mm512_and_si512(high[c], bit));
+            }
+            out
         }
     }
 }

@@ -97,7 +97,10 @@ fn run<G: Group, const BYTES: usize, const H: usize>(
         job.codec.code_bytes(job.heads.k_dim),
         job.codec.group_bytes(GROUP),
     );
-    let queries: [Query<'_, BYTES>; H] = std::array::from_fn(|h| Query::of(job.prepared, groups, first + h));
+    let mut queries = [Query::<BYTES>::of(job.prepared, groups, first); H];
+    for h in 1..H {
+        queries[h] = Query::of(job.prepared, groups, first + h);
+    }
     let rows = keys.len() / row;
     let ahead = match first {
         0 => Ahead::new(job.ahead, rows.div_ceil(ROWS) * groups),
@@ -113,14 +116,19 @@ fn run<G: Group, const BYTES: usize, const H: usize>(
         while g < groups {
             // SAFETY: `keys` is sixteen rows of `row` bytes, and `g` one of their groups; see `codes`.
             let both = unsafe { two_groups(keys, row, params, g, groups) };
-            for (scale, zero) in both.into_iter().take(groups - g) {
+            for i in 0..2 {
+                if g == groups {
+                    break;
+                }
+                let (scale, zero) = both[i];
                 ahead.ask(Avx512(()), r / ROWS * groups + g);
                 // SAFETY: as above.
                 let columns = unsafe { G::columns(keys.add(g * group_bytes), row) };
-                let sums = dots(columns, queries.map(|q| q.group(g)));
                 for h in 0..H {
                     let (sum, rest) = queries[h].sums(g);
-                    let dot = _mm512_add_ps(sums[h], _mm512_set1_ps(rest));
+                    // SAFETY: this function has the instructions.
+                    let dot = unsafe { dot(&columns, queries[h].group(g)) };
+                    let dot = _mm512_add_ps(dot, _mm512_set1_ps(rest));
                     acc[h] = _mm512_fmadd_ps(dot, scale, acc[h]);
                     acc[h] = _mm512_fmadd_ps(zero, _mm512_set1_ps(sum), acc[h]);
                 }
@@ -138,27 +146,27 @@ fn run<G: Group, const BYTES: usize, const H: usize>(
     H
 }
 
-/// Dot products of one group with H queries, in steps.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dots<const BYTES: usize, const H: usize>(
-    columns: [__m512i; COLUMNS],
-    q: [&[[i32; BYTES]; COLUMNS]; H],
-) -> [__m512; H] {
-    let mut acc = [[_mm512_setzero_si512(); BYTES]; H];
-    for (c, column) in columns.into_iter().enumerate() {
-        for h in 0..H {
+/// Dot products of one group with a query, in steps.
+///
+/// # Safety
+/// The CPU must have the instructions.
+#[inline(always)]
+unsafe fn dot<const BYTES: usize>(columns: &[__m512i; COLUMNS], q: &[[i32; BYTES]; COLUMNS]) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Two chains a byte: a `vpdpbusd` takes four cycles until the next can add to it.
+        let mut acc = [[_mm512_setzero_si512(); 2]; BYTES];
+        for c in 0..COLUMNS {
             for b in 0..BYTES {
-                acc[h][b] = _mm512_dpbusd_epi32(acc[h][b], column, _mm512_set1_epi32(q[h][c][b]));
+                acc[b][c % 2] = _mm512_dpbusd_epi32(acc[b][c % 2], columns[c], _mm512_set1_epi32(q[c][b]));
             }
         }
-    }
-    // At most 32 · 255 · 32639: no overflow.
-    acc.map(|acc| {
-        let mut sum = acc[0];
-        for low in &acc[1..] {
-            sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(sum), *low);
+        // At most 32 · 255 · 32639: no overflow.
+        let mut sum = _mm512_add_epi32(acc[0][0], acc[0][1]);
+        for b in 1..BYTES {
+            let low = _mm512_add_epi32(acc[b][0], acc[b][1]);
+            sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(sum), low);
         }
         _mm512_cvtepi32_ps(sum)
-    })
+    }
 }

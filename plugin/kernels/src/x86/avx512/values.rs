@@ -27,6 +27,12 @@ pub(super) trait Group {
     /// Vectors of sums, in an order of their own.
     const SUMS: usize;
 
+    /// Weights of 0.
+    ///
+    /// # Safety
+    /// See above.
+    unsafe fn nothing() -> Self::Weights;
+
     /// Rounds weights, none of them negative. Returns them and their step; corrects `zeros`, whose lanes' sum is added to
     /// every column, for what rounding changed on average.
     ///
@@ -128,21 +134,31 @@ fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], row: u
                 let weights = &job.weights[(first + h) * BLOCK + start(c)..][..ROWS];
                 // SAFETY: the slice has sixteen values.
                 let w = unsafe { _mm512_maskz_loadu_ps(mask(c), weights.as_ptr()) };
-                for (i, (scale, zero)) in both.into_iter().enumerate() {
+                for i in 0..2 {
+                    let (scale, zero) = both[i];
                     scaled[i][h][c] = _mm512_mul_ps(w, scale);
                     zeros[i][h] = _mm512_fmadd_ps(w, zero, zeros[i][h]);
                 }
             }
         }
-        for i in 0..2.min(groups - g) {
-            let rounded: [_; H] = std::array::from_fn(|h| {
-                // SAFETY: this function has the instructions.
-                unsafe { G::round(&scaled[i][h], &mut zeros[i][h]) }
-            });
+        for i in 0..2 {
+            if g == groups {
+                break;
+            }
+            // SAFETY: this function has the instructions, here and below.
+            let nothing = unsafe { G::nothing() };
+            let mut rounded = [([nothing; CHUNKS], 0.0); H];
+            for h in 0..H {
+                // SAFETY: see above.
+                rounded[h] = unsafe { G::round(&scaled[i][h], &mut zeros[i][h]) };
+            }
             let mut sums = [[_mm512_setzero_si512(); MOST]; H];
             for c in 0..chunks {
                 ahead.ask(Avx512(()), g * chunks + c);
-                let weights = std::array::from_fn(|h| rounded[h].0[c]);
+                let mut weights = [nothing; H];
+                for h in 0..H {
+                    weights[h] = rounded[h].0[c];
+                }
                 // SAFETY: sixteen rows, and group `g` of each lies in it; see `codes` for what else is read.
                 unsafe { G::add(sixteen(c).add(g * group_bytes), row, weights, &mut sums) };
             }
@@ -163,8 +179,8 @@ fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], row: u
 #[target_feature(enable = "avx512f")]
 fn finish(columns: [__m512i; 2], step: f32, zero: f32, out: &mut [f32]) {
     let (step, zero) = (_mm512_set1_ps(step), _mm512_set1_ps(zero));
-    for (x, out) in columns.into_iter().zip(out.as_chunks_mut::<16>().0) {
-        let x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), step, zero);
+    for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate().take(2) {
+        let x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(columns[i]), step, zero);
         // SAFETY: the array has sixteen values.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), x)) };
     }

@@ -10,7 +10,7 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::codes::{Bits, ROWS, interleave};
+use super::codes::{Bits, COLUMNS, ROWS, interleave};
 use super::values::{CHUNKS, Group, MOST, Scaled, halved, top};
 
 /// Codes from 0 to `LEVELS`.
@@ -36,6 +36,12 @@ impl<B: Bits, const LEVELS: u8> Group for Small<B, LEVELS> {
     type Weights = __m128i;
     /// Columns `4c` to `4c + 3` of four fours of rows.
     const SUMS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn nothing() -> __m128i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm_setzero_si128() }
+    }
 
     #[inline(always)]
     unsafe fn round(scaled: &Scaled, zeros: &mut __m512) -> ([__m128i; CHUNKS], f32) {
@@ -69,11 +75,14 @@ impl<B: Bits, const LEVELS: u8> Group for Small<B, LEVELS> {
         // SAFETY: see above.
         unsafe {
             let fours = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-            let spread = |w| _mm512_permutexvar_epi32(fours, _mm512_castsi128_si512(w));
-            let weights: [__m512i; H] = weights.map(spread);
-            for (c, codes) in B::codes(interleave(group, stride)).into_iter().enumerate() {
+            let mut spread = [_mm512_setzero_si512(); H];
+            for h in 0..H {
+                spread[h] = _mm512_permutexvar_epi32(fours, _mm512_castsi128_si512(weights[h]));
+            }
+            let codes = B::codes(interleave(group, stride));
+            for c in 0..COLUMNS {
                 for h in 0..H {
-                    sums[h][c] = _mm512_dpbusd_epi32(sums[h][c], weights[h], codes);
+                    sums[h][c] = _mm512_dpbusd_epi32(sums[h][c], spread[h], codes[c]);
                 }
             }
         }
@@ -84,12 +93,21 @@ impl<B: Bits, const LEVELS: u8> Group for Small<B, LEVELS> {
         // SAFETY: see above.
         unsafe {
             let [a, b, c, d, e, f, g, h] = sums;
-            let quarters = |a, b, c, d| {
-                let (a, b) = (halved(a, b), halved(c, d));
-                let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
-                _mm512_add_epi32(low, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b))
-            };
             [quarters(a, b, c, d), quarters(e, f, g, h)]
         }
+    }
+}
+
+/// The quarters of each added: those of the first, and so on.
+///
+/// # Safety
+/// The CPU must have the instructions.
+#[inline(always)]
+unsafe fn quarters(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (a, b) = (halved(a, b), halved(c, d));
+        let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+        _mm512_add_epi32(low, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b))
     }
 }

@@ -20,13 +20,22 @@ impl Group for Int8 {
     const SUMS: usize = 4;
 
     #[inline(always)]
+    unsafe fn nothing() -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
     unsafe fn round(scaled: &Scaled, _: &mut __m512) -> ([__m256i; CHUNKS], f32) {
         // SAFETY: the caller's promise, here and below.
         unsafe {
             let top = top(scaled);
             let inverse = _mm512_set1_ps(32767.0 / top);
-            let one = |w| _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(w, inverse)));
-            (scaled.map(one), top / 32767.0)
+            let mut weights = [_mm256_setzero_si256(); CHUNKS];
+            for c in 0..CHUNKS {
+                weights[c] = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(scaled[c], inverse)));
+            }
+            (weights, top / 32767.0)
         }
     }
 
@@ -41,9 +50,8 @@ impl Group for Int8 {
         unsafe {
             let byte = _mm512_set1_epi16(0xff);
             for j in 0..ROWS / 4 {
-                let row = |i: usize| _mm256_loadu_si256(group.add((4 * j + i) * stride).cast());
-                let two = |i: usize| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(row(i)), row(i + 2));
-                let (a, b) = (two(0), two(1));
+                let at = group.add(4 * j * stride);
+                let (a, b) = (two(at, stride), two(at.add(stride), stride));
                 // Words are two neighbouring columns of a row; the rows of a pair are side by side.
                 let (low, high) = (_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
                 let x = [
@@ -56,8 +64,8 @@ impl Group for Int8 {
                 let index = _mm512_inserti64x4::<1>(_mm512_set1_epi32(pair), _mm256_set1_epi32(pair + 1));
                 for h in 0..H {
                     let w = _mm512_permutexvar_epi32(index, _mm512_castsi256_si512(weights[h]));
-                    for (sum, x) in sums[h].iter_mut().zip(x) {
-                        *sum = _mm512_dpwssd_epi32(*sum, x, w);
+                    for c in 0..4 {
+                        sums[h][c] = _mm512_dpwssd_epi32(sums[h][c], x[c], w);
                     }
                 }
             }
@@ -75,5 +83,18 @@ impl Group for Int8 {
                 _mm512_permutexvar_epi32(order, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b)),
             ]
         }
+    }
+}
+
+/// 32 bytes of a row, and of the second one after it.
+///
+/// # Safety
+/// `at` must be valid for reading both, and the CPU must have the instructions.
+#[inline(always)]
+unsafe fn two(at: *const u8, stride: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm512_castsi256_si512(_mm256_loadu_si256(at.cast()));
+        _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(at.add(2 * stride).cast()))
     }
 }

@@ -45,7 +45,7 @@ fn main() -> Result<(), KernelError> {
 fn decode(kernels: &[Kernels], layers: usize, threads: usize, codec: &str) -> Result<(), KernelError> {
     let shape = Decode {
         heads: heads(3, 64),
-        rows: if layers == 0 { 512 } else { 8192 },
+        rows: if layers == 0 { 4096 } else { 8192 },
         kv_heads: if layers == 0 { 1 } else { 3 },
         layers: layers.max(1),
         threads,

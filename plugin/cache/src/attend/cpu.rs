@@ -1,6 +1,7 @@
 //! Attention straight from tensor storage and packed blocks, in pieces that every thread takes from.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cinch_hooks::HookError;
@@ -25,6 +26,7 @@ struct Slot {
 #[derive(Default)]
 struct Workspace {
     pieces: Vec<Piece>,
+    runs: Vec<Range<usize>>,
     slots: Vec<Mutex<Slot>>,
 }
 
@@ -67,17 +69,17 @@ fn decode(
     workspace: &mut Workspace,
     out: &mut [f32],
 ) -> Result<Vec<Sums>, HookError> {
-    let Workspace { pieces, slots } = workspace;
+    let Workspace { pieces, runs, slots } = workspace;
     let heads = layers.iter().enumerate().flat_map(|(row, layer)| {
         let heads = layer.heads.iter().enumerate();
         heads.map(move |(kv, head)| (row, kv, head.kept()))
     });
-    pieces::decode(heads, step.threads(), pieces);
+    pieces::decode(heads, step.threads(), pieces, runs);
     if slots.len() < pieces.len() {
         slots.resize_with(pieces.len(), Mutex::default);
     }
     let group = step.geometry.group();
-    step.run(pieces.len(), |index| {
+    let attend = |index: usize| {
         let Piece { row, kv, from, to } = pieces[index];
         let layer = &layers[row];
         let Slot { partial, weights } = &mut *lock(&slots[index]);
@@ -92,7 +94,8 @@ fn decode(
                 .attend_decode(&step.heads, &segments, q, partial, weights, scratch)
                 .map_err(kernel)
         })
-    })?;
+    };
+    step.run(runs.len(), |run| runs[run].clone().try_for_each(attend))?;
     let mut done = pieces.iter().zip(slots.iter_mut().map(unlocked)).peekable();
     let mut outs = out.chunks_exact_mut(group * step.heads.v_dim);
     let mut own: Vec<(Piece, &mut Slot)> = Vec::with_capacity(pieces.len());

@@ -1,10 +1,15 @@
 //! A step's attention cut into pieces of about equal cost, so that a single long request keeps every thread
 //! busy. Invariant: the pieces of a head follow one another and cover its range exactly once.
 
-/// Pieces a thread gets: enough that one which ends early takes over from another, few enough that what a piece
-/// costs by itself (a partial result to merge, a tile of packed rows unpacked again) does not show.
+use std::ops::Range;
+
+/// Prefill pieces a thread gets: enough that one which ends early takes over from another, few enough that what a
+/// piece costs by itself (a tile of packed rows unpacked again) does not show.
 const EACH: usize = 4;
-/// Rows of a decode piece at least.
+/// Runs of decode pieces a thread gets, all of equal length: nine pieces alike would keep two threads busy for as long
+/// as ten.
+const RUNS: usize = 4;
+/// Rows of a run of decode pieces at least.
 const ROWS: usize = 256;
 /// Queries of a prefill piece at least: every tile of past rows is unpacked once a piece.
 const QUERIES: usize = 64;
@@ -20,27 +25,35 @@ pub(super) struct Piece {
     pub(super) to: usize,
 }
 
-/// Cuts the stored rows of heads (batch row, KV head, rows), each at least one, into `pieces`.
+/// Cuts the stored rows of heads (batch row, KV head, rows), laid end to end, into runs of equal length, one for a
+/// thread to take at a time. A run is a range of `pieces`, which it cuts where heads end.
 pub(super) fn decode(
     heads: impl Iterator<Item = (usize, usize, usize)> + Clone,
     threads: usize,
     pieces: &mut Vec<Piece>,
+    runs: &mut Vec<Range<usize>>,
 ) {
     pieces.clear();
+    runs.clear();
     let total: usize = heads.clone().map(|(_, _, rows)| rows).sum();
-    let most = if threads == 1 {
-        usize::MAX
-    } else {
-        total.div_ceil(threads * EACH).max(ROWS)
+    let count = match threads {
+        1 => 1,
+        _ => (total / ROWS).clamp(1, threads * RUNS),
     };
+    let (mut start, mut first) = (0, 0);
     for (row, kv, rows) in heads {
-        let parts = rows.div_ceil(most);
-        pieces.extend((0..parts).map(|part| Piece {
-            row,
-            kv,
-            from: rows * part / parts,
-            to: rows * (part + 1) / parts,
-        }));
+        let mut from = 0;
+        while from < rows {
+            let end = total * (runs.len() + 1) / count;
+            let to = rows.min(end - start);
+            pieces.push(Piece { row, kv, from, to });
+            if start + to == end {
+                runs.push(first..pieces.len());
+                first = pieces.len();
+            }
+            from = to;
+        }
+        start += rows;
     }
 }
 
@@ -102,16 +115,20 @@ mod tests {
     }
 
     #[test]
-    fn every_row_is_in_one_piece() {
-        let mut pieces = Vec::new();
+    fn every_row_is_in_one_piece_and_every_piece_in_one_run() {
+        let (mut pieces, mut runs) = (Vec::new(), Vec::new());
         for heads in [
             vec![(0, 0, 1)],
             vec![(0, 0, 8000), (0, 1, 8000), (0, 2, 8000)],
             vec![(0, 0, 300), (0, 1, 300), (1, 0, 5000), (1, 1, 4999)],
+            (0..40).map(|row| (row, 0, 1 + row * row)).collect(),
         ] {
             for threads in [1, 2, 3, 16] {
-                decode(heads.iter().copied(), threads, &mut pieces);
+                decode(heads.iter().copied(), threads, &mut pieces, &mut runs);
                 cover(&pieces, &heads, |rows| rows);
+                assert_eq!(runs.first().map(|run| run.start), Some(0));
+                assert!(runs.windows(2).all(|two| two[0].end == two[1].start));
+                assert_eq!(runs.last().map(|run| run.end), Some(pieces.len()));
                 for fresh in [2, 65, 512] {
                     cover(&prefill(heads.iter().copied(), fresh, threads), &heads, |_| fresh);
                 }
@@ -120,14 +137,21 @@ mod tests {
     }
 
     #[test]
-    fn one_long_head_is_work_for_all() {
-        let mut pieces = Vec::new();
-        decode([(0, 0, 8000)].into_iter(), 2, &mut pieces);
-        assert_eq!(pieces.len(), 2 * EACH);
-        let longest = pieces.iter().map(|piece| piece.to - piece.from).max();
-        assert_eq!(longest, Some(1000));
-        decode([(0, 0, 200)].into_iter(), 2, &mut pieces);
-        assert_eq!(pieces.len(), 1, "not worth cutting");
+    fn runs_are_of_equal_length() {
+        let (mut pieces, mut runs) = (Vec::new(), Vec::new());
+        let mut lengths = |heads: &[(usize, usize, usize)]| -> Vec<usize> {
+            decode(heads.iter().copied(), 2, &mut pieces, &mut runs);
+            let rows = |run: &Range<usize>| pieces[run.clone()].iter().map(|p| p.to - p.from).sum();
+            runs.iter().map(rows).collect()
+        };
+        assert_eq!(
+            lengths(&[(0, 0, 8000)]),
+            [1000; 8],
+            "one long head is work for all"
+        );
+        assert_eq!(lengths(&[(0, 0, 8000), (0, 1, 8000), (0, 2, 8000)]), [3000; 8]);
+        assert_eq!(lengths(&[(0, 0, 200)]), [200], "not worth cutting");
+        assert_eq!(lengths(&[(0, 0, 300), (1, 0, 301)]), [300, 301]);
     }
 
     #[test]

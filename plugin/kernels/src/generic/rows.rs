@@ -246,7 +246,7 @@ fn put<S: Simd, const H: usize, const P: usize>(
 ) {
     for h in 0..H {
         for p in 0..P {
-            add_to(s, acc[h][p], &mut out[h * dim + LANES * (first + p)..][..]);
+            add_to(s, acc[h][p], &mut out[h * dim..][..dim][LANES * (first + p)..]);
         }
     }
 }

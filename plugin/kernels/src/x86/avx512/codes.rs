@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::codec::GROUP;
+use crate::codec::{Codec, GROUP};
 
 /// Rows at a time.
 pub(super) const ROWS: usize = 16;
@@ -19,6 +19,8 @@ const BUFFER: usize = 8192;
 
 /// Codes of less than a byte.
 pub(super) trait Bits {
+    const CODEC: Codec;
+
     /// Of four vectors with bytes 0 to 3, 4 to 7, 8 to 11 and 12 to 15 of a group in every lane: codes `4c` to `4c + 3` in
     /// every lane of vector `c`. What is past the group's bytes does not matter.
     ///
@@ -223,6 +225,8 @@ pub(super) unsafe fn interleave(at: *const u8, stride: usize) -> [__m512i; 4] {
 }
 
 impl Bits for Int4 {
+    const CODEC: Codec = Codec::Int4;
+
     #[inline(always)]
     unsafe fn codes(x: [__m512i; 4]) -> [__m512i; COLUMNS] {
         // SAFETY: the caller's promise.
@@ -268,6 +272,8 @@ unsafe fn twos(x: [__m512i; 2]) -> [__m512i; COLUMNS] {
 }
 
 impl Bits for Int2 {
+    const CODEC: Codec = Codec::Int2;
+
     #[inline(always)]
     unsafe fn codes(x: [__m512i; 4]) -> [__m512i; COLUMNS] {
         // SAFETY: the caller's promise.
@@ -276,6 +282,8 @@ impl Bits for Int2 {
 }
 
 impl Bits for Int3 {
+    const CODEC: Codec = Codec::Int3;
+
     #[inline(always)]
     unsafe fn codes(x: [__m512i; 4]) -> [__m512i; COLUMNS] {
         // SAFETY: the caller's promise.

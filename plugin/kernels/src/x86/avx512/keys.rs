@@ -15,6 +15,8 @@ use crate::simd::Ahead;
 
 /// The columns of one group of sixteen keys: lane `r` of column `c` has codes `4c` to `4c + 3` of key `r`.
 trait Group {
+    const CODEC: Codec;
+
     /// # Safety
     /// `group` must be valid for reading 16 bytes (32 for int8) at each of the sixteen rows, and the CPU must have the
     /// instructions.
@@ -24,6 +26,8 @@ trait Group {
 struct Int8;
 
 impl Group for Int8 {
+    const CODEC: Codec = Codec::Int8;
+
     #[inline(always)]
     unsafe fn columns(group: *const u8, stride: usize) -> [__m512i; COLUMNS] {
         // SAFETY: the caller's promise.
@@ -36,6 +40,8 @@ impl Group for Int8 {
 }
 
 impl<B: Bits> Group for B {
+    const CODEC: Codec = B::CODEC;
+
     #[inline(always)]
     unsafe fn columns(group: *const u8, stride: usize) -> [__m512i; COLUMNS] {
         // SAFETY: the caller's promise.
@@ -57,13 +63,13 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
         return false;
     }
     match (job.codec, query::prepare(job)) {
-        (Codec::Int8, _) => heads::<Int8, 2>(job, keys, row),
-        (Codec::Int4, 1) => heads::<Int4, 1>(job, keys, row),
-        (Codec::Int3, 1) => heads::<Int3, 1>(job, keys, row),
-        (Codec::Int2, 1) => heads::<Int2, 1>(job, keys, row),
-        (Codec::Int4, _) => heads::<Int4, 2>(job, keys, row),
-        (Codec::Int3, _) => heads::<Int3, 2>(job, keys, row),
-        (Codec::Int2, _) => heads::<Int2, 2>(job, keys, row),
+        (Codec::Int8, _) => heads::<Int8, 2>(job, keys),
+        (Codec::Int4, 1) => heads::<Int4, 1>(job, keys),
+        (Codec::Int3, 1) => heads::<Int3, 1>(job, keys),
+        (Codec::Int2, 1) => heads::<Int2, 1>(job, keys),
+        (Codec::Int4, _) => heads::<Int4, 2>(job, keys),
+        (Codec::Int3, _) => heads::<Int3, 2>(job, keys),
+        (Codec::Int2, _) => heads::<Int2, 2>(job, keys),
         (Codec::F32 | Codec::F16 | Codec::Bf16, _) => return false,
     }
     true
@@ -71,32 +77,44 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn heads<G: Group, const BYTES: usize>(job: &mut KeyCodes<'_>, keys: &[u8], row: usize) {
+fn heads<G: Group, const BYTES: usize>(job: &mut KeyCodes<'_>, keys: &[u8]) {
     let mut h = 0;
     while h < job.heads.q_heads {
         h += match job.heads.q_heads - h {
-            1 => run::<G, BYTES, 1>(job, keys, row, h),
-            2 => run::<G, BYTES, 2>(job, keys, row, h),
-            3 => run::<G, BYTES, 3>(job, keys, row, h),
-            _ => run::<G, BYTES, 4>(job, keys, row, h),
+            1 => dims::<G, BYTES, 1>(job, keys, h),
+            2 => dims::<G, BYTES, 2>(job, keys, h),
+            3 => dims::<G, BYTES, 3>(job, keys, h),
+            _ => dims::<G, BYTES, 4>(job, keys, h),
         };
     }
 }
 
-/// H heads from `first` on, with queries of so many bytes. Returns H.
+/// The usual dimensions are known to the compiler: every address is a constant away from the first row's.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn dims<G: Group, const BYTES: usize, const H: usize>(
+    job: &mut KeyCodes<'_>,
+    keys: &[u8],
+    first: usize,
+) -> usize {
+    match job.heads.k_dim {
+        64 => run::<G, BYTES, H>(job, keys, first, 64),
+        128 => run::<G, BYTES, H>(job, keys, first, 128),
+        dim => run::<G, BYTES, H>(job, keys, first, dim),
+    }
+    H
+}
+
+/// H heads from `first` on, with queries of so many bytes.
+#[inline(always)]
 fn run<G: Group, const BYTES: usize, const H: usize>(
     job: &mut KeyCodes<'_>,
     keys: &[u8],
-    row: usize,
     first: usize,
-) -> usize {
-    let groups = job.heads.k_dim / GROUP;
-    let (params, group_bytes) = (
-        job.codec.code_bytes(job.heads.k_dim),
-        job.codec.group_bytes(GROUP),
-    );
+    dim: usize,
+) {
+    let (groups, row) = (dim / GROUP, G::CODEC.row_bytes(dim));
+    let (params, group_bytes) = (G::CODEC.code_bytes(dim), G::CODEC.group_bytes(GROUP));
     let mut queries = [Query::<BYTES>::of(job.prepared, groups, first); H];
     for h in 1..H {
         queries[h] = Query::of(job.prepared, groups, first + h);
@@ -111,39 +129,38 @@ fn run<G: Group, const BYTES: usize, const H: usize>(
         // The last sixteen may overlap the ones before; the same dot products are written again.
         let start = r.min(rows - ROWS);
         let keys = keys[start * row..][..ROWS * row].as_ptr();
-        let mut acc = [_mm512_setzero_ps(); H];
-        let mut g = 0;
-        while g < groups {
-            // SAFETY: `keys` is sixteen rows of `row` bytes, and `g` one of their groups; see `codes`.
-            let both = unsafe { two_groups(keys, row, params, g, groups) };
-            for i in 0..2 {
-                if g == groups {
-                    break;
+        // SAFETY: callers have the instructions; `keys` is sixteen rows of `row` bytes, and `g` is one of their groups
+        // and of the queries'; see `codes` for what is read past a group; the slices stored to have sixteen values.
+        unsafe {
+            let mut acc = [_mm512_setzero_ps(); H];
+            let mut g = 0;
+            while g < groups {
+                let both = two_groups(keys, row, params, g, groups);
+                for i in 0..2 {
+                    if g == groups {
+                        break;
+                    }
+                    let (scale, zero) = both[i];
+                    ahead.ask(Avx512(()), r / ROWS * groups + g);
+                    let columns = G::columns(keys.add(g * group_bytes), row);
+                    for h in 0..H {
+                        let (sum, rest) = queries[h].sums(g);
+                        let dot = dot(&columns, queries[h].group(g));
+                        let dot = _mm512_add_ps(dot, _mm512_set1_ps(rest));
+                        acc[h] = _mm512_fmadd_ps(dot, scale, acc[h]);
+                        acc[h] = _mm512_fmadd_ps(zero, _mm512_set1_ps(sum), acc[h]);
+                    }
+                    g += 1;
                 }
-                let (scale, zero) = both[i];
-                ahead.ask(Avx512(()), r / ROWS * groups + g);
-                // SAFETY: as above.
-                let columns = unsafe { G::columns(keys.add(g * group_bytes), row) };
-                for h in 0..H {
-                    let (sum, rest) = queries[h].sums(g);
-                    // SAFETY: this function has the instructions.
-                    let dot = unsafe { dot(&columns, queries[h].group(g)) };
-                    let dot = _mm512_add_ps(dot, _mm512_set1_ps(rest));
-                    acc[h] = _mm512_fmadd_ps(dot, scale, acc[h]);
-                    acc[h] = _mm512_fmadd_ps(zero, _mm512_set1_ps(sum), acc[h]);
-                }
-                g += 1;
             }
-        }
-        for h in 0..H {
-            let dots = _mm512_mul_ps(acc[h], _mm512_set1_ps(queries[h].step()));
-            let out = &mut job.scores[(first + h) * BLOCK + start..][..ROWS];
-            // SAFETY: the slice has sixteen values.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), dots) };
+            for h in 0..H {
+                let dots = _mm512_mul_ps(acc[h], _mm512_set1_ps(queries[h].step()));
+                let out = &mut job.scores[(first + h) * BLOCK + start..][..ROWS];
+                _mm512_storeu_ps(out.as_mut_ptr(), dots);
+            }
         }
         r += ROWS;
     }
-    H
 }
 
 /// Dot products of one group with a query, in steps.

@@ -1,4 +1,8 @@
 //! AVX-512 F, BW, DQ, VL and VNNI (Ice Lake and Zen 4 on): a vector is a register.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "a closure of an iterator that is not inlined empties the registers"
+)]
 
 mod codes;
 mod keys;

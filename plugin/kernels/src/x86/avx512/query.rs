@@ -42,15 +42,32 @@ impl<'a, const BYTES: usize> Query<'a, BYTES> {
     }
 
     /// The sum of a group, and what is to be added to its product with codes.
+    ///
+    /// # Safety
+    /// `g` must be one of the query's groups.
     #[inline(always)]
-    pub(super) fn sums(self, g: usize) -> (f32, f32) {
-        let number = |i: usize| f32::from_bits(self.numbers[i].cast_unsigned());
-        (number(1 + 2 * g), number(2 + 2 * g))
+    pub(super) unsafe fn sums(self, g: usize) -> (f32, f32) {
+        // SAFETY: the caller's promise.
+        let (sum, rest) = unsafe {
+            (
+                *self.numbers.get_unchecked(1 + 2 * g),
+                *self.numbers.get_unchecked(2 + 2 * g),
+            )
+        };
+        (
+            f32::from_bits(sum.cast_unsigned()),
+            f32::from_bits(rest.cast_unsigned()),
+        )
     }
 
+    /// A group's columns.
+    ///
+    /// # Safety
+    /// `g` must be one of the query's groups.
     #[inline(always)]
-    pub(super) fn group(self, g: usize) -> &'a [[i32; BYTES]; COLUMNS] {
-        &self.columns[g]
+    pub(super) unsafe fn group(self, g: usize) -> &'a [[i32; BYTES]; COLUMNS] {
+        // SAFETY: the caller's promise.
+        unsafe { self.columns.get_unchecked(g) }
     }
 }
 

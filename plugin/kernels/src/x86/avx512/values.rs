@@ -22,6 +22,7 @@ pub(super) type Scaled = [__m512; CHUNKS];
 
 /// How codes are multiplied and added. The CPU must have the instructions, which is part of every promise below.
 pub(super) trait Group {
+    const CODEC: Codec;
     /// Rounded weights of sixteen rows.
     type Weights: Copy;
     /// Vectors of sums, in an order of their own.
@@ -76,10 +77,10 @@ pub(super) fn add(job: &mut ValueCodes<'_>) -> bool {
         return false;
     }
     match job.codec {
-        Codec::Int8 => heads::<Int8>(job, values, row),
-        Codec::Int4 => heads::<Small<Int4, 15>>(job, values, row),
-        Codec::Int3 => heads::<Small<Int3, 7>>(job, values, row),
-        Codec::Int2 => heads::<Small<Int2, 3>>(job, values, row),
+        Codec::Int8 => heads::<Int8>(job, values),
+        Codec::Int4 => heads::<Small<Int4, 15>>(job, values),
+        Codec::Int3 => heads::<Small<Int3, 7>>(job, values),
+        Codec::Int2 => heads::<Small<Int2, 3>>(job, values),
         Codec::F32 | Codec::F16 | Codec::Bf16 => return false,
     }
     true
@@ -87,91 +88,93 @@ pub(super) fn add(job: &mut ValueCodes<'_>) -> bool {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn heads<G: Group>(job: &mut ValueCodes<'_>, values: &[u8], row: usize) {
+fn heads<G: Group>(job: &mut ValueCodes<'_>, values: &[u8]) {
     let mut h = 0;
     while h < job.heads.q_heads {
         h += match job.heads.q_heads - h {
-            1 => run::<G, 1>(job, values, row, h),
-            2 => run::<G, 2>(job, values, row, h),
-            3 => run::<G, 3>(job, values, row, h),
+            1 => dims::<G, 1>(job, values, h),
+            2 => dims::<G, 2>(job, values, h),
+            3 => dims::<G, 3>(job, values, h),
             // More sums than that would not stay in registers.
-            4 if G::SUMS > 4 => run::<G, 2>(job, values, row, h),
-            _ if G::SUMS > 4 => run::<G, 3>(job, values, row, h),
-            _ => run::<G, 4>(job, values, row, h),
+            4 if G::SUMS > 4 => dims::<G, 2>(job, values, h),
+            _ if G::SUMS > 4 => dims::<G, 3>(job, values, h),
+            _ => dims::<G, 4>(job, values, h),
         };
     }
 }
 
-/// H heads from `first` on. Returns H.
-#[expect(
-    clippy::needless_range_loop,
-    reason = "a chunk of rows is found by its number too"
-)]
+/// The usual dimensions are known to the compiler: see `keys`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], row: usize, first: usize) -> usize {
-    let dim = job.heads.v_dim;
-    let groups = dim / GROUP;
-    let (params, group_bytes) = (job.codec.code_bytes(dim), job.codec.group_bytes(GROUP));
+fn dims<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first: usize) -> usize {
+    match job.heads.v_dim {
+        64 => run::<G, H>(job, values, first, 64),
+        128 => run::<G, H>(job, values, first, 128),
+        dim => run::<G, H>(job, values, first, dim),
+    }
+    H
+}
+
+/// H heads from `first` on.
+#[inline(always)]
+fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first: usize, dim: usize) {
+    let (groups, row) = (dim / GROUP, G::CODEC.row_bytes(dim));
+    let (params, group_bytes) = (G::CODEC.code_bytes(dim), G::CODEC.group_bytes(GROUP));
     let rows = values.len() / row;
-    let chunks = rows.div_ceil(ROWS);
+    let chunks = rows.div_ceil(ROWS).min(CHUNKS);
     // The last chunk may overlap the one before: rows that were there already get no weight here.
     let start = |c: usize| (ROWS * c).min(rows - ROWS);
-    let mask = |c: usize| u16::MAX << (ROWS * c - start(c));
     let sixteen = |c: usize| values[start(c) * row..][..ROWS * row].as_ptr();
     let ahead = match first {
         0 => Ahead::new(job.ahead, chunks * groups),
         _ => Ahead::NOTHING,
     };
     let mut g = 0;
-    while g < groups {
-        let mut scaled = [[[_mm512_setzero_ps(); CHUNKS]; H]; 2];
-        let mut zeros = [[_mm512_setzero_ps(); H]; 2];
-        for c in 0..chunks {
-            // SAFETY: sixteen rows of `row` bytes, and `g` one of their groups.
-            let both = unsafe { two_groups(sixteen(c), row, params, g, groups) };
-            for h in 0..H {
-                let weights = &job.weights[(first + h) * BLOCK + start(c)..][..ROWS];
-                // SAFETY: the slice has sixteen values.
-                let w = unsafe { _mm512_maskz_loadu_ps(mask(c), weights.as_ptr()) };
-                for i in 0..2 {
-                    let (scale, zero) = both[i];
-                    scaled[i][h][c] = _mm512_mul_ps(w, scale);
-                    zeros[i][h] = _mm512_fmadd_ps(w, zero, zeros[i][h]);
-                }
-            }
-        }
-        for i in 0..2 {
-            if g == groups {
-                break;
-            }
-            // SAFETY: this function has the instructions, here and below.
-            let nothing = unsafe { G::nothing() };
-            let mut rounded = [([nothing; CHUNKS], 0.0); H];
-            for h in 0..H {
-                // SAFETY: see above.
-                rounded[h] = unsafe { G::round(&scaled[i][h], &mut zeros[i][h]) };
-            }
-            let mut sums = [[_mm512_setzero_si512(); MOST]; H];
+    // SAFETY: callers have the instructions; `sixteen` are sixteen rows of `row` bytes, and `g` is one of their groups;
+    // see `codes` for what is read past a group; the slices loaded from have sixteen values.
+    unsafe {
+        while g < groups {
+            let mut scaled = [[[_mm512_setzero_ps(); CHUNKS]; H]; 2];
+            let mut zeros = [[_mm512_setzero_ps(); H]; 2];
             for c in 0..chunks {
-                ahead.ask(Avx512(()), g * chunks + c);
-                let mut weights = [nothing; H];
+                let both = two_groups(sixteen(c), row, params, g, groups);
+                let mask = u16::MAX << (ROWS * c - start(c));
                 for h in 0..H {
-                    weights[h] = rounded[h].0[c];
+                    let weights = &job.weights[(first + h) * BLOCK + start(c)..][..ROWS];
+                    let w = _mm512_maskz_loadu_ps(mask, weights.as_ptr());
+                    for i in 0..2 {
+                        let (scale, zero) = both[i];
+                        scaled[i][h][c] = _mm512_mul_ps(w, scale);
+                        zeros[i][h] = _mm512_fmadd_ps(w, zero, zeros[i][h]);
+                    }
                 }
-                // SAFETY: sixteen rows, and group `g` of each lies in it; see `codes` for what else is read.
-                unsafe { G::add(sixteen(c).add(g * group_bytes), row, weights, &mut sums) };
             }
-            for h in 0..H {
-                let zero = _mm512_reduce_add_ps(zeros[i][h]);
-                let out = &mut job.out[(first + h) * dim + g * GROUP..][..GROUP];
-                // SAFETY: this function has the instructions.
-                finish(unsafe { G::columns(sums[h]) }, rounded[h].1, zero, out);
+            for i in 0..2 {
+                if g == groups {
+                    break;
+                }
+                let mut rounded = [([G::nothing(); CHUNKS], 0.0); H];
+                for h in 0..H {
+                    rounded[h] = G::round(&scaled[i][h], &mut zeros[i][h]);
+                }
+                let mut sums = [[_mm512_setzero_si512(); MOST]; H];
+                for c in 0..chunks {
+                    ahead.ask(Avx512(()), g * chunks + c);
+                    let mut weights = [G::nothing(); H];
+                    for h in 0..H {
+                        weights[h] = rounded[h].0[c];
+                    }
+                    G::add(sixteen(c).add(g * group_bytes), row, weights, &mut sums);
+                }
+                for h in 0..H {
+                    let zero = _mm512_reduce_add_ps(zeros[i][h]);
+                    let out = &mut job.out[(first + h) * dim + g * GROUP..][..GROUP];
+                    finish(G::columns(sums[h]), rounded[h].1, zero, out);
+                }
+                g += 1;
             }
-            g += 1;
         }
     }
-    H
 }
 
 /// Adds a group's sums, in steps, and its zeros to 32 outputs.

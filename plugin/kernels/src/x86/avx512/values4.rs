@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 
 use super::codes::{Bits, COLUMNS, ROWS, interleave};
 use super::values::{CHUNKS, Group, MOST, Scaled, halved, top};
+use crate::codec::Codec;
 
 /// Codes from 0 to `LEVELS`.
 pub(super) struct Small<B: Bits, const LEVELS: u8>(PhantomData<B>);
@@ -32,6 +33,7 @@ static PLACES: [[f32; ROWS]; CHUNKS] = {
 };
 
 impl<B: Bits, const LEVELS: u8> Group for Small<B, LEVELS> {
+    const CODEC: Codec = B::CODEC;
     /// A byte a row.
     type Weights = __m128i;
     /// Columns `4c` to `4c + 3` of four fours of rows.

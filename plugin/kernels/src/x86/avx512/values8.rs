@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use super::codes::ROWS;
 use super::values::{CHUNKS, Group, MOST, Scaled, halved, top};
+use crate::codec::Codec;
 use crate::generic::decode::BLOCK;
 
 // A lane adds up half of a block's rows.
@@ -13,6 +14,7 @@ const _: () = assert!((BLOCK as u64 / 2) * 32767 * 255 < i32::MAX as u64);
 pub(super) struct Int8;
 
 impl Group for Int8 {
+    const CODEC: Codec = Codec::Int8;
     /// 16 bits a row.
     type Weights = __m256i;
     /// Columns 0, 2, 4, 6 and 16, 18, 20, 22 of two pairs of rows, 128 bits each; 1, 3, …; and those 8 to the right of

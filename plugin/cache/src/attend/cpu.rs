@@ -1,7 +1,6 @@
 //! Attention straight from tensor storage and packed blocks, in pieces that every thread takes from.
 
 use std::cell::RefCell;
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cinch_hooks::HookError;
@@ -26,7 +25,6 @@ struct Slot {
 #[derive(Default)]
 struct Workspace {
     pieces: Vec<Piece>,
-    runs: Vec<Range<usize>>,
     slots: Vec<Mutex<Slot>>,
 }
 
@@ -69,12 +67,12 @@ fn decode(
     workspace: &mut Workspace,
     out: &mut [f32],
 ) -> Result<Vec<Sums>, HookError> {
-    let Workspace { pieces, runs, slots } = workspace;
+    let Workspace { pieces, slots } = workspace;
     let heads = layers.iter().enumerate().flat_map(|(row, layer)| {
         let heads = layer.heads.iter().enumerate();
         heads.map(move |(kv, head)| (row, kv, head.kept()))
     });
-    pieces::decode(heads, step.threads(), pieces, runs);
+    pieces::decode(heads, step.threads(), pieces);
     if slots.len() < pieces.len() {
         slots.resize_with(pieces.len(), Mutex::default);
     }
@@ -95,7 +93,7 @@ fn decode(
                 .map_err(kernel)
         })
     };
-    step.run(runs.len(), |run| runs[run].clone().try_for_each(attend))?;
+    step.run(pieces.len(), attend)?;
     let mut done = pieces.iter().zip(slots.iter_mut().map(unlocked)).peekable();
     let mut outs = out.chunks_exact_mut(group * step.heads.v_dim);
     let mut own: Vec<(Piece, &mut Slot)> = Vec::with_capacity(pieces.len());

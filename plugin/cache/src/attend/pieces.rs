@@ -1,16 +1,13 @@
 //! A step's attention cut into pieces of about equal cost, so that a single long request keeps every thread
 //! busy. Invariant: the pieces of a head follow one another and cover its range exactly once.
 
-use std::ops::Range;
-
 /// Prefill pieces a thread gets: enough that one which ends early takes over from another, few enough that what a
 /// piece costs by itself (a tile of packed rows unpacked again) does not show.
 const EACH: usize = 4;
-/// Runs of decode pieces a thread gets, all of equal length: nine pieces alike would keep two threads busy for as long
-/// as ten.
-const RUNS: usize = 4;
-/// Rows of a run of decode pieces at least.
-const ROWS: usize = 256;
+/// Parts a long head of a decode step is cut into, for each thread: a request that is alone keeps all of them busy.
+const PARTS: usize = 2;
+/// Rows of such a part at least.
+const ROWS: usize = 512;
 /// Queries of a prefill piece at least: every tile of past rows is unpacked once a piece.
 const QUERIES: usize = 64;
 
@@ -25,35 +22,26 @@ pub(super) struct Piece {
     pub(super) to: usize,
 }
 
-/// Cuts the stored rows of heads (batch row, KV head, rows), laid end to end, into runs of equal length, one for a
-/// thread to take at a time. A run is a range of `pieces`, which it cuts where heads end.
+/// Cuts the stored rows of heads (batch row, KV head, rows), each at least one, into `pieces`.
+///
+/// A head's cuts depend on its own rows only: a request is answered alike, to the last bit, whatever runs beside it.
 pub(super) fn decode(
-    heads: impl Iterator<Item = (usize, usize, usize)> + Clone,
+    heads: impl Iterator<Item = (usize, usize, usize)>,
     threads: usize,
     pieces: &mut Vec<Piece>,
-    runs: &mut Vec<Range<usize>>,
 ) {
     pieces.clear();
-    runs.clear();
-    let total: usize = heads.clone().map(|(_, _, rows)| rows).sum();
-    let count = match threads {
-        1 => 1,
-        _ => (total / ROWS).clamp(1, threads * RUNS),
-    };
-    let (mut start, mut first) = (0, 0);
     for (row, kv, rows) in heads {
-        let mut from = 0;
-        while from < rows {
-            let end = total * (runs.len() + 1) / count;
-            let to = rows.min(end - start);
-            pieces.push(Piece { row, kv, from, to });
-            if start + to == end {
-                runs.push(first..pieces.len());
-                first = pieces.len();
-            }
-            from = to;
-        }
-        start += rows;
+        let parts = match threads {
+            1 => 1,
+            _ => (rows / ROWS).clamp(1, threads * PARTS),
+        };
+        pieces.extend((0..parts).map(|part| Piece {
+            row,
+            kv,
+            from: rows * part / parts,
+            to: rows * (part + 1) / parts,
+        }));
     }
 }
 
@@ -115,20 +103,16 @@ mod tests {
     }
 
     #[test]
-    fn every_row_is_in_one_piece_and_every_piece_in_one_run() {
-        let (mut pieces, mut runs) = (Vec::new(), Vec::new());
+    fn every_row_is_in_one_piece() {
+        let mut pieces = Vec::new();
         for heads in [
             vec![(0, 0, 1)],
             vec![(0, 0, 8000), (0, 1, 8000), (0, 2, 8000)],
             vec![(0, 0, 300), (0, 1, 300), (1, 0, 5000), (1, 1, 4999)],
-            (0..40).map(|row| (row, 0, 1 + row * row)).collect(),
         ] {
             for threads in [1, 2, 3, 16] {
-                decode(heads.iter().copied(), threads, &mut pieces, &mut runs);
+                decode(heads.iter().copied(), threads, &mut pieces);
                 cover(&pieces, &heads, |rows| rows);
-                assert_eq!(runs.first().map(|run| run.start), Some(0));
-                assert!(runs.windows(2).all(|two| two[0].end == two[1].start));
-                assert_eq!(runs.last().map(|run| run.end), Some(pieces.len()));
                 for fresh in [2, 65, 512] {
                     cover(&prefill(heads.iter().copied(), fresh, threads), &heads, |_| fresh);
                 }
@@ -137,21 +121,16 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_of_equal_length() {
-        let (mut pieces, mut runs) = (Vec::new(), Vec::new());
-        let mut lengths = |heads: &[(usize, usize, usize)]| -> Vec<usize> {
-            decode(heads.iter().copied(), 2, &mut pieces, &mut runs);
-            let rows = |run: &Range<usize>| pieces[run.clone()].iter().map(|p| p.to - p.from).sum();
-            runs.iter().map(rows).collect()
+    fn long_heads_are_work_for_all_and_cut_alike_in_any_company() {
+        let cut = |heads: &[(usize, usize, usize)]| {
+            let mut pieces = Vec::new();
+            decode(heads.iter().copied(), 2, &mut pieces);
+            let of = |kv| pieces.iter().filter(move |piece| piece.kv == kv);
+            of(0).map(|piece| piece.to - piece.from).collect::<Vec<_>>()
         };
-        assert_eq!(
-            lengths(&[(0, 0, 8000)]),
-            [1000; 8],
-            "one long head is work for all"
-        );
-        assert_eq!(lengths(&[(0, 0, 8000), (0, 1, 8000), (0, 2, 8000)]), [3000; 8]);
-        assert_eq!(lengths(&[(0, 0, 200)]), [200], "not worth cutting");
-        assert_eq!(lengths(&[(0, 0, 300), (1, 0, 301)]), [300, 301]);
+        assert_eq!(cut(&[(0, 0, 8000)]), [2000; 4]);
+        assert_eq!(cut(&[(0, 0, 1023)]), [1023], "not worth cutting");
+        assert_eq!(cut(&[(0, 0, 8000), (0, 1, 17), (1, 2, 3000)]), [2000; 4]);
     }
 
     #[test]

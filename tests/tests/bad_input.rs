@@ -47,7 +47,7 @@ fn configuration() {
             &["class.batch={ policy = { quantize = { k_bits = 5, v_bits = 4 } } }"],
             2,
         ),
-        &["k_bits", "5", "4, 8 or 16"],
+        &["k_bits", "5", "2, 3, 4, 8 or 16"],
     );
 }
 
@@ -108,13 +108,13 @@ fn requests_and_policies() {
     assert_eq!(status, 400, "{problem}");
     names(&problem.to_string(), &["class", "nobody", "batch", "default"]);
     let (status, problem) = complete(
-        json!({"cinch": {"policy": {"quantize": {"k_bits": 3, "v_bits": 4}}}}),
+        json!({"cinch": {"policy": {"quantize": {"k_bits": 5, "v_bits": 4}}}}),
         &[],
     );
     assert_eq!(status, 400, "{problem}");
     assert_eq!(
         (&problem["given"], &problem["allowed"]),
-        (&json!("3"), &json!("4, 8 or 16")),
+        (&json!("5"), &json!("2, 3, 4, 8 or 16")),
         "{problem}"
     );
     assert!(

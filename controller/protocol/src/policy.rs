@@ -69,10 +69,14 @@ pub struct Quantize {
     /// How values map to codes.
     #[serde(default)]
     pub method: QuantizeMethod,
-    /// Bits of K: 4, 8 or 16 (16: stays in the store's dtype).
+    /// Bits of K: 2, 3, 4, 8 or 16 (16: stays in the store's dtype).
     pub k_bits: Bits,
-    /// Bits of V: 4, 8 or 16.
+    /// Bits of V: 2, 3, 4, 8 or 16.
     pub v_bits: Bits,
+    /// Whether K is rotated by a Hadamard matrix along the head dim before it is packed, and queries likewise:
+    /// outlier channels are spread over all (`QuaRot`, arXiv 2404.00456, section 4.2). Not with `k_bits` of 16.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rotate_k: bool,
     /// Most recent tokens kept in full precision. 16 ..= 1024.
     #[serde(default = "Quantize::default_residual")]
     pub residual: u32,
@@ -91,6 +95,10 @@ pub enum QuantizeMethod {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub enum Bits {
+    /// 2 bits.
+    B2,
+    /// 3 bits.
+    B3,
     /// 4 bits.
     B4,
     /// 8 bits.
@@ -103,10 +111,12 @@ impl TryFrom<u32> for Bits {
     type Error = PolicyError;
     fn try_from(given: u32) -> Result<Self, PolicyError> {
         match given {
+            2 => Ok(Self::B2),
+            3 => Ok(Self::B3),
             4 => Ok(Self::B4),
             8 => Ok(Self::B8),
             16 => Ok(Self::B16),
-            _ => Err(PolicyError::new("bits", given, "4, 8 or 16")),
+            _ => Err(PolicyError::new("bits", given, "2, 3, 4, 8 or 16")),
         }
     }
 }
@@ -114,6 +124,8 @@ impl TryFrom<u32> for Bits {
 impl From<Bits> for u32 {
     fn from(bits: Bits) -> Self {
         match bits {
+            Bits::B2 => 2,
+            Bits::B3 => 3,
             Bits::B4 => 4,
             Bits::B8 => 8,
             Bits::B16 => 16,
@@ -160,13 +172,17 @@ impl Policy {
                     "full, when quantize packs K or V",
                 ));
             }
+            if quantize.rotate_k && quantize.k_bits == Bits::B16 {
+                let allowed = "false, when k_bits is 16: only packed keys are rotated";
+                return Err(PolicyError::new("quantize.rotate_k", true, allowed));
+            }
         }
         Ok(())
     }
 }
 
 impl fmt::Display for Policy {
-    /// For logs: `h2o 0.5 × k4 v4`, `exact`, `full`.
+    /// For logs: `h2o 0.5 × k4 v4`, `k4 rotated v4`, `exact`, `full`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         if let Some(select) = &self.select {
@@ -178,8 +194,9 @@ impl fmt::Display for Policy {
         }
         if let Some(quantize) = &self.quantize {
             parts.push(format!(
-                "k{} v{}",
+                "k{}{} v{}",
                 u32::from(quantize.k_bits),
+                if quantize.rotate_k { " rotated" } else { "" },
                 u32::from(quantize.v_bits)
             ));
         }

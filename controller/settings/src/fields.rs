@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn bits_out_of_range() {
         assert_eq!(
-            fails(json!({"policy": {"quantize": {"k_bits": 3, "v_bits": 4}}})),
-            "field `policy.quantize.k_bits`: given 3, allowed 4, 8 or 16"
+            fails(json!({"policy": {"quantize": {"k_bits": 5, "v_bits": 4}}})),
+            "field `policy.quantize.k_bits`: given 5, allowed 2, 3, 4, 8 or 16"
         );
     }
 

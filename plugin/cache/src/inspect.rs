@@ -44,6 +44,8 @@ pub struct BlockView {
     pub k: Codec,
     /// Codec of V.
     pub v: Codec,
+    /// Whether keys are stored rotated.
+    pub rotated: bool,
     /// Rows held.
     pub rows: usize,
     /// Rows allocated.
@@ -80,6 +82,7 @@ fn head_view(head: &Head) -> HeadView {
             .map(|block| BlockView {
                 k: block.pair().k,
                 v: block.pair().v,
+                rotated: block.pair().rotated,
                 rows: block.rows(),
                 capacity: block.capacity(),
                 bytes: block.bytes(),

@@ -131,7 +131,11 @@ impl Layer {
         if plan.policy.store == Store::Exact {
             return blocks.all(|pair| pair == asked.packed);
         }
-        blocks.all(|pair| bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v))
+        blocks.all(|pair| {
+            // Keys of as many bits in another basis are not what was asked for; of more bits, they are no worse.
+            let basis = pair.rotated == asked.packed.rotated || bits(pair.k) > bits(asked.packed.k);
+            bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v) && basis
+        })
     }
 
     /// Bytes allocated for this layer.

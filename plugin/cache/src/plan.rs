@@ -22,6 +22,7 @@ pub(crate) struct Plan {
     select: Option<SelectPlan>,
     k: Option<Codec>,
     v: Option<Codec>,
+    rotated: bool,
     residual: usize,
 }
 
@@ -55,6 +56,10 @@ impl Plan {
             select,
             k,
             v,
+            rotated: policy
+                .quantize
+                .as_ref()
+                .is_some_and(|q| q.rotate_k && k.is_some()),
             residual: policy
                 .quantize
                 .as_ref()
@@ -103,6 +108,7 @@ impl Plan {
             packed: Pair {
                 k: self.k.unwrap_or(store),
                 v: self.v.unwrap_or(store),
+                rotated: self.rotated,
             },
             sinks: self.sinks,
             residual: self.residual,

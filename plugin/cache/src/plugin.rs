@@ -229,6 +229,10 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
             old.1.min(new.1)
         ));
     }
+    let rotates = |policy: &Policy| policy.quantize.as_ref().is_some_and(|q| q.rotate_k);
+    if rotates(&before.policy) != rotates(policy) && new.0 >= old.0 && old.0 < 16 {
+        notes.push("rotate_k: keys already packed stay in the basis they are in".to_owned());
+    }
     if (before.kept as usize) < before.seen {
         notes.push(format!(
             "budget: {} of {} tokens seen are evicted on average over layers and heads and do not come back",

@@ -184,10 +184,13 @@ fn a_second_turn_continues_a_prefix() {
         assert_eq!(totals.live_bytes, entry.bytes());
         assert_eq!(totals.uncompressed_bytes, 0);
 
-        let tight = r#"{"quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#;
+        let mut tight = common::policy(r#"{"quantize": {"k_bits": 2, "v_bits": 2, "residual": 16}}"#);
+        if let (Some(own), Some(theirs)) = (&mut tight.quantize, &policy.quantize) {
+            own.rotate_k = theirs.rotate_k;
+        }
         let other = Policy {
             select: policy.select.clone(),
-            ..common::policy(tight)
+            ..tight
         };
         plugin.assign(2, assignment(other)).unwrap();
         let unused = plugin.open(&SMALL.info(2, 2, 95)).unwrap();
@@ -215,7 +218,7 @@ fn a_second_turn_continues_a_prefix() {
         let packed = layers[0].heads[0]
             .blocks
             .iter()
-            .any(|b| (b.k, b.v) == (Codec::Int4, Codec::Int4));
+            .any(|b| (b.k, b.v) == (Codec::Int2, Codec::Int2));
         assert!(packed, "the new request's tighter policy applies to the prefix");
         assert_eq!(plugin.inspect(&*entry).unwrap(), first, "the entry never changes");
     });

@@ -26,11 +26,17 @@ pub(crate) struct Dims {
 pub(crate) struct Pair {
     pub(crate) k: Codec,
     pub(crate) v: Codec,
+    /// Keys are stored as [`Kernels::rotate`] left them.
+    pub(crate) rotated: bool,
 }
 
 impl Pair {
     pub(crate) fn both(codec: Codec) -> Self {
-        Self { k: codec, v: codec }
+        Self {
+            k: codec,
+            v: codec,
+            rotated: false,
+        }
     }
 }
 
@@ -92,7 +98,7 @@ impl Block {
         Segment {
             k_codec: self.pair.k,
             v_codec: self.pair.v,
-            k_rotated: false,
+            k_rotated: self.pair.rotated,
             rows: rows.len(),
             k: self.k(rows.start, rows.end),
             v: self.v(rows.start, rows.end),
@@ -118,7 +124,8 @@ impl Block {
         )
     }
 
-    /// Packs `rows` contiguous fresh rows behind the others.
+    /// Packs `rows` contiguous fresh rows behind the others; only rows of the store's own codec come fresh, and those
+    /// are not rotated.
     pub(crate) fn push(&mut self, dims: Dims, k: &[f32], v: &[f32], rows: usize) -> Result<(), HookError> {
         let pair = self.pair;
         let (to_k, to_v) = self.room_for(rows);
@@ -138,11 +145,12 @@ impl Block {
     ) -> Result<(), HookError> {
         let pair = self.pair;
         let (to_k, to_v) = self.room_for(rows.len());
-        for (dim, from, to, row, bytes, dst) in [
+        for (dim, from, to, rotate, row, bytes, dst) in [
             (
                 dims.k,
                 source.pair.k,
                 pair.k,
+                source.pair.rotated != pair.rotated,
                 source.k_row,
                 source.k(0, source.rows),
                 to_k,
@@ -151,12 +159,13 @@ impl Block {
                 dims.v,
                 source.pair.v,
                 pair.v,
+                false,
                 source.v_row,
                 source.v(0, source.rows),
                 to_v,
             ),
         ] {
-            if from == to {
+            if from == to && !rotate {
                 rows.for_runs(|at, run| {
                     let len = run.len() * row;
                     dst[at * row..at * row + len].copy_from_slice(&bytes[run.start * row..run.end * row]);
@@ -177,6 +186,10 @@ impl Block {
             });
             if let Some(error) = failed {
                 return Err(kernel(error));
+            }
+            if rotate {
+                // Its own inverse: out of the source's basis, or into ours.
+                dims.kernels.rotate(dim, scratch).map_err(kernel)?;
             }
             dims.kernels.pack(to, dim, scratch, dst).map_err(kernel)?;
         }
@@ -212,6 +225,9 @@ impl Block {
         kernels
             .unpack(self.pair.k, dims.k, self.k(0, rows), &mut k[k_from..])
             .map_err(kernel)?;
+        if self.pair.rotated {
+            kernels.rotate(dims.k, &mut k[k_from..]).map_err(kernel)?;
+        }
         kernels
             .unpack(self.pair.v, dims.v, self.v(0, rows), &mut v[v_from..])
             .map_err(kernel)

@@ -133,9 +133,16 @@ impl Head {
                 } else {
                     targets.packed
                 };
+                let k = lower(block.pair().k, wanted.k);
                 let pair = Pair {
-                    k: lower(block.pair().k, wanted.k),
+                    k,
                     v: lower(block.pair().v, wanted.v),
+                    // Keys that are not packed anew stay in the basis that they are in.
+                    rotated: if k == block.pair().k {
+                        block.pair().rotated
+                    } else {
+                        wanted.rotated
+                    },
                 };
                 let piece = Piece {
                     source,

@@ -22,6 +22,11 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"quantize": {"k_bits": 8, "v_bits": 4, "residual": 48}}"#,
         ),
         ("k16v4", r#"{"quantize": {"k_bits": 16, "v_bits": 4}}"#),
+        ("k3v2", r#"{"quantize": {"k_bits": 3, "v_bits": 2}}"#),
+        (
+            "k4v4 rotated",
+            r#"{"quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true}}"#,
+        ),
         (
             "streaming",
             r#"{"select": {"method": "streaming", "budget": 0.4, "recent": 16, "interval": 8}}"#,
@@ -34,6 +39,11 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             "h2o×int4",
             r#"{"select": {"method": "h2o", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
                 "quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
+            "h2o×k2v2 rotated",
+            r#"{"select": {"method": "h2o", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
+                "quantize": {"k_bits": 2, "v_bits": 2, "rotate_k": true, "residual": 16}}"#,
         ),
         (
             "streaming×int8",
@@ -97,11 +107,16 @@ pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
         return;
     };
     let codec = |bits| match bits {
+        Bits::B2 => Codec::Int2,
+        Bits::B3 => Codec::Int3,
         Bits::B4 => Codec::Int4,
         Bits::B8 => Codec::Int8,
         Bits::B16 => store,
     };
     let packed = (codec(quantize.k_bits), codec(quantize.v_bits));
+    for block in blocks {
+        assert_eq!(block.rotated, quantize.rotate_k && block.k != store, "{block:?}");
+    }
     let sinks = policy
         .select
         .as_ref()

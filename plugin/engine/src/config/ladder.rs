@@ -114,8 +114,8 @@ mod tests {
         let cases = [
             (
                 "k_bits = 8, v_bits = 8",
-                "k_bits = 3, v_bits = 8",
-                "field `level[1].policy.quantize.k_bits`: given 3, allowed 4, 8 or 16",
+                "k_bits = 5, v_bits = 8",
+                "field `level[1].policy.quantize.k_bits`: given 5, allowed 2, 3, 4, 8 or 16",
             ),
             (
                 "store = \"full\" }",

@@ -171,7 +171,7 @@ mod tests {
             ),
             (
                 None,
-                json!({"cinch": {"policy": {"quantize": {"k_bits": 4, "v_bits": 2}}}}),
+                json!({"cinch": {"policy": {"quantize": {"k_bits": 4, "v_bits": 6}}}}),
                 "cinch.policy.quantize.v_bits",
                 "2",
                 "4, 8 or 16",

@@ -388,11 +388,11 @@ async fn bad_input_names_field_given_and_allowed() {
         (
             "PATCH",
             "/v1/requests/7",
-            r#"{"policy": {"quantize": {"k_bits": 3, "v_bits": 4}}}"#,
+            r#"{"policy": {"quantize": {"k_bits": 5, "v_bits": 4}}}"#,
             400,
             "policy.quantize.k_bits",
             "3",
-            "4, 8 or 16",
+            "2, 3, 4, 8 or 16",
         ),
         (
             "PATCH",

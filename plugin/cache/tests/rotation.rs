@@ -1,0 +1,194 @@
+//! Rotated keys against an oracle in f64, written from QuaRot (arXiv 2404.00456, section 4.2): a key k is stored as
+//! codes of Hk, with H the normalized Hadamard matrix of the head dim, and scored with Hq.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use cinch_hooks::{CachePolicy, Qkv};
+use common::*;
+
+const DIM: usize = 64;
+const ROWS: usize = 300;
+
+const ONE: Model = Model {
+    layers: 1,
+    kv_heads: 1,
+    group: 2,
+    k_dim: DIM,
+    v_dim: DIM,
+};
+
+/// Keys with a channel that is twenty times the others, as real ones have.
+fn key(token: usize) -> Vec<f32> {
+    let mut key = vector(1, 0, What::K, 0, token, DIM);
+    key[5] += 20.0;
+    key
+}
+
+/// H x with H = H₂ ⊗ … ⊗ H₂ / √n: entry (i, j) is −1 to the number of ones that i and j share.
+fn hadamard(x: &[f64]) -> Vec<f64> {
+    let n = x.len();
+    (0..n)
+        .map(|i| {
+            let sign = |j: usize| {
+                if (i & j).count_ones().is_multiple_of(2) {
+                    1.0
+                } else {
+                    -1.0
+                }
+            };
+            (0..n).map(|j| sign(j) * x[j]).sum::<f64>() / (n as f64).sqrt()
+        })
+        .collect()
+}
+
+/// What groups of 32 become in so many bits: nearest of evenly spread levels over their range, parameters in f16, the zero
+/// rounded down and the scale up.
+fn rounded(x: &[f64], bits: u32) -> Vec<f64> {
+    let levels = f64::from((1 << bits) - 1);
+    let nudged = |x: f64, up: bool| {
+        let near = half::f16::from_f64(x);
+        let wrong = if up { near.to_f64() < x } else { near.to_f64() > x };
+        let step = |by: i32| {
+            let bits = i32::from(near.to_bits());
+            let away = (near.to_f64() > 0.0) == (by > 0);
+            half::f16::from_bits((bits + if away { 1 } else { -1 }) as u16)
+        };
+        if wrong {
+            step(if up { 1 } else { -1 }).to_f64()
+        } else {
+            near.to_f64()
+        }
+    };
+    x.chunks(32)
+        .flat_map(|group| {
+            let min = group.iter().copied().fold(f64::INFINITY, f64::min);
+            let max = group.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let zero = nudged(min, false);
+            let scale = nudged((max - zero) / levels, true);
+            let code = move |x: f64| ((x - zero) / scale).round_ties_even().clamp(0.0, levels);
+            group
+                .iter()
+                .map(move |x| zero + scale * code(*x))
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The output of one decoded token over `ROWS` keys, all but sinks and recent ones packed; and its query heads.
+fn served(json: &str) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let plugin = plugin(policy(json));
+    let seq = open(&plugin, &ONE, 1, 1);
+    let attend = |from: usize, to: usize| {
+        let fresh = to - from;
+        let rows = |row: &dyn Fn(usize, usize) -> Vec<f32>, heads: usize| {
+            let data: Vec<f32> = (0..heads)
+                .flat_map(|head| (from..to).flat_map(move |token| row(head, token)))
+                .collect();
+            Tensor::from_vec(data, (1, heads, fresh, DIM), &Device::Cpu).unwrap()
+        };
+        let (q, k, v) = (
+            rows(&|head, token| vector(1, 0, What::Q, head, token, DIM), ONE.group),
+            rows(&|_, token| key(token), 1),
+            rows(&|_, token| vector(1, 0, What::V, 0, token, DIM), 1),
+        );
+        let qkv = Qkv { q: &q, k: &k, v: &v };
+        let cache = [seq.cache.clone()];
+        let out = plugin
+            .attend(0, &cache, qkv, &ONE.params(), &dense(ONE.params()))
+            .unwrap();
+        out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    attend(0, ROWS - 1);
+    let out = attend(ROWS - 1, ROWS);
+    let blocks = &plugin.inspect(&*seq.cache).unwrap()[0].heads[0].blocks;
+    let wants = json.contains("rotate_k");
+    let packed: Vec<_> = blocks.iter().filter(|block| block.k != block.v).collect();
+    assert!(!packed.is_empty() && packed.iter().all(|block| block.rotated == wants));
+    let queries = (0..ONE.group)
+        .map(|head| vector(1, 0, What::Q, head, ROWS - 1, DIM))
+        .collect();
+    (out, queries)
+}
+
+/// The same in f64, with keys as `stored` says.
+fn oracle(queries: &[Vec<f32>], stored: impl Fn(usize, &[f64]) -> Vec<f64>) -> Vec<f64> {
+    let keys: Vec<Vec<f64>> = (0..ROWS).map(|token| stored(token, &wide(&key(token)))).collect();
+    let mut all = Vec::new();
+    for q in queries {
+        let q = wide(q);
+        let logit = |k: &Vec<f64>| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() / (DIM as f64).sqrt();
+        let logits: Vec<f64> = keys.iter().map(logit).collect();
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+        let mut out = vec![0.0; DIM];
+        for (token, logit) in logits.iter().enumerate() {
+            let weight = (logit - max).exp() / sum;
+            let v = vector(1, 0, What::V, 0, token, DIM);
+            out.iter_mut()
+                .zip(v)
+                .for_each(|(out, v)| *out += weight * f64::from(v));
+        }
+        all.extend(out);
+    }
+    all
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+/// Root mean square difference.
+fn distance(a: &[f32], b: &[f64]) -> f64 {
+    let sum: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+    (sum / a.len() as f64).sqrt()
+}
+
+/// Rows the store leaves in full precision: four sinks and what the prompt's end left in the recent window.
+fn is_packed(token: usize) -> bool {
+    (4..ROWS - 1 - 16).contains(&token)
+}
+
+#[test]
+fn rotated_keys_are_what_the_paper_says() {
+    for bits in [2, 3, 4, 8] {
+        let json = format!(
+            r#"{{"quantize": {{"k_bits": {bits}, "v_bits": 16, "rotate_k": true, "residual": 16}}}}"#
+        );
+        let (out, queries) = served(&json);
+        let exact = oracle(&queries, |_, k| k.to_vec());
+        let right = oracle(&queries, |token, k| {
+            if is_packed(token) {
+                hadamard(&rounded(&hadamard(k), bits))
+            } else {
+                k.to_vec()
+            }
+        });
+        // What the kernels and f16 add is far below what the codec itself costs.
+        let (own, codec) = (
+            distance(&out, &right),
+            distance(&right.iter().map(|x| *x as f32).collect::<Vec<_>>(), &exact),
+        );
+        assert!(own < codec / 4.0 + 2e-4, "{bits} bits: {own:e} beside {codec:e}");
+    }
+}
+
+#[test]
+fn rotation_helps_keys_with_an_outlier_channel() {
+    // With four levels only, it is as well that the outlier's group alone is lost.
+    for bits in [3, 4] {
+        let json = |rotate: &str| {
+            format!(r#"{{"quantize": {{"k_bits": {bits}, "v_bits": 16, "residual": 16{rotate}}}}}"#)
+        };
+        let error = |json: &str| {
+            let (out, queries) = served(json);
+            distance(&out, &oracle(&queries, |_, k| k.to_vec()))
+        };
+        let (plain, rotated) = (error(&json("")), error(&json(r#", "rotate_k": true"#)));
+        assert!(
+            rotated < plain / 1.5,
+            "{bits} bits: {rotated:e} and {plain:e} without"
+        );
+    }
+}

@@ -60,6 +60,43 @@ pub enum SelectMethod {
     Streaming,
     /// H2O (arXiv 2306.14048): heavy hitters by accumulated attention, and the most recent tokens.
     H2o,
+    /// TOVA (arXiv 2401.06104): what the last query attends to most, the same tokens in all heads of a layer.
+    Tova,
+    /// SnapKV (arXiv 2404.14469): what the last queries attend to most, smoothed over neighbours.
+    Snapkv,
+    /// Key norm (arXiv 2406.11430): keys of the smallest norm.
+    KeyNorm,
+    /// KeyDiff (arXiv 2504.15364): keys least like the mean key.
+    Keydiff,
+    /// LagKV (arXiv 2504.04704): tokens that stand out against the partition that follows theirs.
+    Lagkv,
+}
+
+impl SelectMethod {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Streaming,
+        Self::H2o,
+        Self::Tova,
+        Self::Snapkv,
+        Self::KeyNorm,
+        Self::Keydiff,
+        Self::Lagkv,
+    ];
+
+    /// Its name in a policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Streaming => "streaming",
+            Self::H2o => "h2o",
+            Self::Tova => "tova",
+            Self::Snapkv => "snapkv",
+            Self::KeyNorm => "key_norm",
+            Self::Keydiff => "keydiff",
+            Self::Lagkv => "lagkv",
+        }
+    }
 }
 
 /// How many bits older rows keep.
@@ -186,11 +223,7 @@ impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         if let Some(select) = &self.select {
-            let method = match select.method {
-                SelectMethod::Streaming => "streaming",
-                SelectMethod::H2o => "h2o",
-            };
-            parts.push(format!("{method} {}", select.budget));
+            parts.push(format!("{} {}", select.method.name(), select.budget));
         }
         if let Some(quantize) = &self.quantize {
             parts.push(format!(

@@ -16,12 +16,12 @@ use crate::quantize::bits;
 use crate::select::{self, Rows};
 use crate::store::{Column, Dims, Head, Ledger, Pair, Rebuilt, Targets};
 
-/// Prompt queries whose weights count where scores are kept per layer: the observation window of SnapKV
+/// Prompt queries whose weights count where not every query's do: the observation window of SnapKV
 /// (arXiv 2404.14469, section 4) at its largest, cheap enough to be on for every request.
 pub(crate) const OBSERVED_QUERIES: usize = 64;
 
-/// Every how manyth decode step counts where scores are kept per layer: adding a weight a row to the scores of
-/// each layer costs a few percent of a step over packed rows.
+/// Every how manyth decode step counts in a sample: adding a weight a row to the scores of each layer costs a few
+/// percent of a step over packed rows.
 pub(crate) const OBSERVED_STEPS: usize = 8;
 
 /// One layer of one sequence.
@@ -171,27 +171,40 @@ impl Layer {
     }
 }
 
-/// Compacts one head after attention; `seen` counts this step's tokens, `scores` are the layer's where
-/// the head has none. Answers with the rows kept if any were dropped.
+/// Compacts one head after attention; `seen` counts this step's tokens, `layer_scores` are for a head that has none
+/// of its own. Answers with the rows kept if any were dropped.
 pub(crate) fn compact(
     head: &mut Head,
     plan: &Plan,
     targets: &Targets,
     what: Compaction,
     seen: usize,
+    layer_scores: &[f32],
 ) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
     let mut keep = None;
     if let Some((method, budget)) = plan.budget(seen).filter(|_| what.evict)
         && budget.total < head.kept()
     {
-        let scores = head.scores.as_ref().map_or(&[][..], Column::as_slice);
+        let (k, v) = if method.reads_rows() {
+            head.unpack()?
+        } else {
+            (Vec::new(), Vec::new())
+        };
+        let Dims {
+            k: k_dim, v: v_dim, ..
+        } = head.dims();
         let rows = Rows {
             positions: head.positions(),
             kept: head.kept(),
             seen,
-            scores,
+            sinks: budget.sinks,
+            scores: head.scores.as_ref().map_or(layer_scores, Column::as_slice),
+            k: &k,
+            k_dim,
+            v: &v,
+            v_dim,
         };
-        keep = Some(select::keep(method, rows, budget));
+        keep = Some(select::keep(method, &rows, budget));
     }
     if keep.is_none() && !what.pack {
         return Ok((Rebuilt::default(), None));

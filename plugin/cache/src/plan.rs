@@ -1,11 +1,13 @@
 //! A validated policy, compiled to what a layer needs at each step. Budgets here are exact.
 
+use std::fmt;
+
 use candle_core::DType;
 use cinch_kernels::Codec;
-use cinch_protocol::{Policy, PolicyError, SelectMethod, Store};
+use cinch_protocol::{Policy, PolicyError, Store};
 
 use crate::quantize;
-use crate::select::Budget;
+use crate::select::{self, Budget, Method, Statistics};
 use crate::store::{Pair, Targets};
 
 /// Sinks that stay in full precision where a policy quantizes but does not select (KVQuant, arXiv
@@ -13,7 +15,6 @@ use crate::store::{Pair, Targets};
 const DEFAULT_SINKS: usize = 4;
 
 /// A policy ready to be applied. `id` is unique in a plugin and grows: the epoch of retunes.
-#[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) id: u64,
     pub(crate) policy: Policy,
@@ -26,9 +27,19 @@ pub(crate) struct Plan {
     residual: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("id", &self.id)
+            .field("policy", &self.policy)
+            .field("level", &self.level)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Copy)]
 struct SelectPlan {
-    method: SelectMethod,
+    method: &'static dyn Method,
     budget: f64,
     recent: usize,
     interval: usize,
@@ -38,7 +49,7 @@ impl Plan {
     pub(crate) fn compile(id: u64, level: Option<u32>, policy: Policy) -> Result<Self, PolicyError> {
         policy.validate()?;
         let select = policy.select.as_ref().map(|select| SelectPlan {
-            method: select.method,
+            method: select::method(select.method),
             budget: select.budget,
             recent: select.recent as usize,
             interval: select.interval as usize,
@@ -69,7 +80,7 @@ impl Plan {
     }
 
     /// The method and how many rows it must leave of `seen` tokens; `None`: all stay.
-    pub(crate) fn budget(&self, seen: usize) -> Option<(SelectMethod, Budget)> {
+    pub(crate) fn budget(&self, seen: usize) -> Option<(&'static dyn Method, Budget)> {
         self.select.map(|select| {
             // A budget like 0.07 of 100 must be 7, not 8: the product is only nearly an integer.
             let share = (select.budget * seen as f64 - 1e-9).ceil() as usize;
@@ -90,10 +101,15 @@ impl Plan {
         self.select.map(|select| select.interval)
     }
 
-    /// Whether each head needs scores of its own, from every query.
+    /// Whether each head has scores of its own: heads may come to hold different rows.
     pub(crate) fn head_scores(&self) -> bool {
+        self.select.is_some_and(|select| select.method.per_head())
+    }
+
+    /// What the scores are made of.
+    pub(crate) fn statistics(&self) -> Statistics {
         self.select
-            .is_some_and(|select| select.method == SelectMethod::H2o)
+            .map_or(Statistics::Sampled, |select| select.method.statistics())
     }
 
     /// Codecs of this plan's rows for a model of this activation dtype.

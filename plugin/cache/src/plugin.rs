@@ -248,8 +248,8 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
     };
     if h2o(policy) && !before.served.iter().any(|served| h2o(&served.policy)) {
         notes.push(
-            "statistics: every head starts from its layer's mean attention over the last 64 queries of each part of the \
-             prompt and a sample of the decoded tokens; its own is accumulated from now on"
+            "statistics: every head starts from a sample, its own or its layer's mean: attention of the last 64 queries of \
+             each part of the prompt and of some decoded tokens; all of its own is accumulated from now on"
                 .into(),
         );
     }

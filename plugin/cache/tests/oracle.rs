@@ -7,7 +7,7 @@ mod common;
 use cinch_protocol::{Policy, SelectMethod};
 use common::*;
 
-/// One KV head's kept tokens: position and accumulated attention.
+/// One KV head's kept tokens: position and attention received, as its method counts it.
 struct Oracle {
     text: u64,
     layer: usize,
@@ -24,12 +24,32 @@ impl Oracle {
         let past = self.rows.len();
         self.rows
             .extend((self.seen..self.seen + fresh).map(|p| (p as u32, 0.0)));
-        for query in 0..fresh {
+        // Steps until the next eviction.
+        let left = (select.interval as usize).saturating_sub(self.since + 1);
+        // How often a query counts, and whether what was counted before it is forgotten.
+        let last = |n: usize, query: usize| f64::from(u8::from(query + n >= fresh));
+        let (times, forget): (Vec<f64>, bool) = match (select.method, fresh) {
+            (SelectMethod::H2o, _) => (vec![1.0; fresh], false),
+            (SelectMethod::Snapkv, 1) => (vec![f64::from(u8::from(left < 32))], false),
+            (SelectMethod::Snapkv, _) => ((0..fresh).map(|q| last(64, q)).collect(), true),
+            (SelectMethod::Tova, 1) => (vec![f64::from(u8::from(left == 0))], left == 0),
+            (SelectMethod::Tova, _) => ((0..fresh).map(|q| last(1, q)).collect(), true),
+            (_, 1) => (vec![if self.seen.is_multiple_of(8) { 8.0 } else { 0.0 }], false),
+            _ => ((0..fresh).map(|q| last(64, q)).collect(), false),
+        };
+        if forget {
+            self.rows.iter_mut().for_each(|row| row.1 = 0.0);
+        }
+        let heads = match select.method {
+            SelectMethod::Tova => 0..SMALL.q_heads(),
+            _ => self.kv * SMALL.group..(self.kv + 1) * SMALL.group,
+        };
+        for (query, times) in times.into_iter().enumerate().filter(|(_, times)| *times > 0.0) {
             let visible: Vec<u32> = self.rows[..=past + query].iter().map(|row| row.0).collect();
-            for head in self.kv * SMALL.group..(self.kv + 1) * SMALL.group {
+            for head in heads.clone() {
                 let weights = weights(&SMALL, self.text, self.layer, head, self.seen + query, &visible);
                 for (row, weight) in self.rows.iter_mut().zip(weights) {
-                    row.1 += weight;
+                    row.1 += times * weight;
                 }
             }
         }
@@ -38,6 +58,9 @@ impl Oracle {
         if fresh > 1 || self.since >= select.interval as usize {
             self.since = 0;
             self.evict(policy);
+            if select.method == SelectMethod::Snapkv && fresh == 1 {
+                self.rows.iter_mut().for_each(|row| row.1 = 0.0);
+            }
         }
     }
 
@@ -49,19 +72,107 @@ impl Oracle {
         let share = (percent * self.seen).div_ceil(100);
         let total = share.max((select.sinks + recent) as usize).min(self.seen);
         let protected = |p: u32| p < select.sinks || p + recent >= seen;
+        let mut ranks = self.ranks(select.method, select.sinks);
         while self.rows.len() > total {
-            let candidates = self.rows.iter().enumerate().filter(|(_, row)| !protected(row.0));
-            let loser = match select.method {
-                // The oldest that is no sink goes first.
-                SelectMethod::Streaming => candidates.map(|(index, _)| index).next(),
-                // The lightest goes first; of equals the earlier.
-                SelectMethod::H2o => candidates
-                    .min_by(|a, b| a.1.1.total_cmp(&b.1.1).then(a.1.0.cmp(&b.1.0)))
-                    .map(|(index, _)| index),
-            };
-            self.rows.remove(loser.unwrap());
+            // The lowest goes first; of equals the earlier.
+            let loser = (0..self.rows.len())
+                .filter(|row| !protected(self.rows[*row].0))
+                .min_by(|a, b| ranks[*a].total_cmp(&ranks[*b]).then(a.cmp(b)))
+                .unwrap();
+            self.rows.remove(loser);
+            ranks.remove(loser);
         }
     }
+
+    fn ranks(&self, method: SelectMethod, sinks: u32) -> Vec<f64> {
+        let n = self.rows.len();
+        match method {
+            SelectMethod::Streaming => vec![0.0; n],
+            SelectMethod::H2o | SelectMethod::Tova => self.rows.iter().map(|row| row.1).collect(),
+            SelectMethod::Snapkv => (0..n as isize)
+                .map(|row| {
+                    let near = (row - 2..=row + 2).filter(|i| (0..n as isize).contains(i));
+                    near.map(|i| self.rows[i as usize].1).sum::<f64>() / 5.0
+                })
+                .collect(),
+            SelectMethod::KeyNorm => self.vectors(What::K).iter().map(|k| -norm(k)).collect(),
+            SelectMethod::Keydiff => {
+                let unit: Vec<Vec<f64>> = self
+                    .vectors(What::K)
+                    .iter()
+                    .map(|k| k.iter().map(|x| x / norm(k)).collect())
+                    .collect();
+                let mean: Vec<f64> = (0..SMALL.k_dim)
+                    .map(|c| unit.iter().map(|k| k[c]).sum::<f64>() / n as f64)
+                    .collect();
+                let cosine =
+                    |k: &Vec<f64>| k.iter().zip(&mean).map(|(a, b)| a * b).sum::<f64>() / norm(&mean);
+                unit.iter().map(|k| -cosine(k)).collect()
+            }
+            SelectMethod::Lagkv => self.lag(sinks),
+        }
+    }
+
+    /// Equations 4 to 8 of the paper, with partitions of 128.
+    fn lag(&self, sinks: u32) -> Vec<f64> {
+        let n = self.rows.len();
+        let first = self.rows.iter().filter(|row| row.0 < sinks).count();
+        let whole = (n - first) / 128;
+        if whole < 2 {
+            return (0..n).map(|row| row as f64).collect();
+        }
+        let mut ranks = vec![1.0; n];
+        let (k, v) = (self.vectors(What::K), self.vectors(What::V));
+        for at in (0..whole - 1).map(|p| first + 128 * p) {
+            let score = |x: &[Vec<f64>]| -> Vec<f64> {
+                let (own, next) = (&x[at..at + 128], &x[at + 128..at + 256]);
+                let channel = |c: usize| next.iter().map(move |row| row[c]);
+                let exponential = own.iter().map(|row| {
+                    let scaled: Vec<f64> = (0..row.len())
+                        .map(|c| {
+                            let min = channel(c).fold(f64::INFINITY, f64::min);
+                            let max = channel(c).fold(f64::NEG_INFINITY, f64::max);
+                            (row[c] - min) / (max - min)
+                        })
+                        .collect();
+                    let mean = scaled.iter().sum::<f64>() / scaled.len() as f64;
+                    let squares: f64 = scaled.iter().map(|x| (x - mean).powi(2)).sum();
+                    (squares / (scaled.len() as f64 - 1.0)).sqrt().exp()
+                });
+                let exponential: Vec<f64> = exponential.collect();
+                let sum: f64 = exponential.iter().sum();
+                exponential.iter().map(|x| x / sum).collect()
+            };
+            let both: Vec<f64> = score(&k)
+                .iter()
+                .zip(score(&v))
+                .map(|(a, b)| (a + b) / 2.0)
+                .collect();
+            for row in 0..128 {
+                let below = both.iter().filter(|other| **other < both[row]).count();
+                ranks[at + row] = below as f64 / 128.0;
+            }
+        }
+        ranks
+    }
+
+    fn vectors(&self, what: What) -> Vec<Vec<f64>> {
+        let dim = if matches!(what, What::K) {
+            SMALL.k_dim
+        } else {
+            SMALL.v_dim
+        };
+        let rows = self.rows.iter();
+        rows.map(|row| {
+            let x = vector(self.text, self.layer, what, self.kv, row.0 as usize, dim);
+            x.iter().map(|x| f64::from(*x)).collect()
+        })
+        .collect()
+    }
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
 fn replay(json: &str, steps: &[usize], text: u64) {
@@ -128,6 +239,34 @@ fn h2o_keeps_what_the_oracle_keeps() {
             &h2o(r#""budget": 0.75, "sinks": 9, "recent": 20, "interval": 16"#),
             &steps(&[40, 30, 2], 40),
             text,
+        );
+    }
+}
+
+#[test]
+fn every_method_keeps_what_the_oracle_keeps() {
+    for method in SelectMethod::ALL {
+        let select = |rest: &str| {
+            format!(
+                r#"{{"store": "exact", "select": {{"method": "{}", {rest}}}}}"#,
+                method.name()
+            )
+        };
+        // A prompt at once, one in chunks, and decoding with intervals shorter and longer than a window.
+        replay(
+            &select(r#""budget": 0.5, "recent": 16, "interval": 8"#),
+            &steps(&[130], 40),
+            20,
+        );
+        replay(
+            &select(r#""budget": 0.25, "sinks": 2, "recent": 20, "interval": 40"#),
+            &steps(&[70, 1, 64, 33], 90),
+            21,
+        );
+        replay(
+            &select(r#""budget": 0.6, "recent": 32, "interval": 16"#),
+            &steps(&[300, 280], 20),
+            22,
         );
     }
 }

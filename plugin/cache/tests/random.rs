@@ -5,7 +5,7 @@ mod common;
 
 use cinch_cache::Plugin;
 use cinch_hooks::{CachePolicy, ForkRole, SequenceCache};
-use cinch_protocol::Policy;
+use cinch_protocol::{Policy, SelectMethod};
 use common::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -20,7 +20,8 @@ const TINY: Model = Model {
 
 fn any_policy(rng: &mut StdRng) -> Policy {
     let select = rng.random_bool(0.6).then(|| {
-        let method = ["streaming", "h2o"][rng.random_range(0..2)];
+        let methods = SelectMethod::ALL;
+        let method = methods[rng.random_range(0..methods.len())].name();
         let (budget, sinks) = (rng.random_range(0.02..1.0), rng.random_range(0..20));
         let (recent, interval) = (rng.random_range(16..40), rng.random_range(1..20));
         format!(

@@ -21,6 +21,7 @@ use cinch_kernels::{Heads, Kernels};
 
 use crate::layer::{Layer, OBSERVED_QUERIES, OBSERVED_STEPS};
 use crate::registry::lock;
+use crate::select::{DECODE_WINDOW, Statistics};
 use crate::sequence::Sequence;
 use crate::shared::Core;
 use host::{Geometry, View, readable};
@@ -231,17 +232,26 @@ fn lock_all<'a>(sequences: &[&'a Sequence], layer: usize) -> Result<Vec<MutexGua
 
 /// How many of a step's last queries count in a layer's scores.
 fn observed(layer: &Layer) -> usize {
-    if layer.head_scores() {
-        usize::MAX
-    } else {
-        OBSERVED_QUERIES
+    match layer.plan.statistics() {
+        Statistics::Every => usize::MAX,
+        Statistics::Sampled | Statistics::Window => OBSERVED_QUERIES,
+        Statistics::Last => 1,
     }
 }
 
-/// Whether a decode step counts in the layer's scores. Scores that no selection needs yet are a sample: they
-/// are for the day a running request is retuned.
+/// Whether a decode step counts in the layer's scores.
 fn counts(layer: &Layer) -> bool {
-    layer.head_scores() || layer.seen.is_multiple_of(OBSERVED_STEPS)
+    // Steps until the one that evicts, which is 0 itself.
+    let left = layer.plan.interval().map_or(usize::MAX, |interval| {
+        let due = if layer.pending { 0 } else { interval };
+        due.saturating_sub(layer.since + 1)
+    });
+    match layer.plan.statistics() {
+        Statistics::Every => true,
+        Statistics::Sampled => layer.seen.is_multiple_of(OBSERVED_STEPS),
+        Statistics::Window => left < DECODE_WINDOW,
+        Statistics::Last => left == 0,
+    }
 }
 
 /// A head's or a layer's share of the sums, added up.

@@ -1,19 +1,20 @@
 //! The second phase of a step: prefill rows are stored, scores grow, and layers whose turn it is evict,
 //! pack, and measure on a sample what that did to attention.
 
-use std::iter::repeat_n;
+use std::iter::{once, repeat_n};
 use std::sync::MutexGuard;
 
 use cinch_hooks::HookError;
 
 use super::host::packed;
-use super::{Step, Sums, add};
+use super::{Step, Sums};
 use crate::layer::{Compaction, Layer, OBSERVED_STEPS, compact};
 use crate::observe::{Probe, WINDOW, relative_error};
 use crate::plan::Plan;
+use crate::select::Statistics;
 use crate::sequence::Sequence;
 use crate::shared::Core;
-use crate::store::{Head, Rebuilt, Targets};
+use crate::store::{Column, Head, Rebuilt, Targets};
 
 /// What one row's compaction did.
 #[derive(Debug, Default)]
@@ -32,6 +33,7 @@ struct Task<'a> {
     targets: Targets,
     seen: usize,
     sums: Option<&'a [f32]>,
+    layer_scores: &'a [f32],
     what: Option<Compaction>,
     rebuilt: Rebuilt,
     keep: Option<Vec<u32>>,
@@ -52,12 +54,8 @@ pub(crate) fn settle(
         if let Some(scores) = &mut layer.scores {
             scores.extend(repeat_n(0.0, fresh));
             if let Sums::Layer(sums) = sums {
-                // A decode step stands for those between it and the last that counted.
-                let steps = if fresh == 1 { OBSERVED_STEPS } else { 1 };
-                let mean = steps as f32 / step.geometry.q_heads as f32;
-                for (score, sum) in scores.as_mut_slice().iter_mut().zip(sums) {
-                    *score += sum * mean;
-                }
+                let mean = 1.0 / step.geometry.q_heads as f32;
+                gather(layer.plan.statistics(), fresh, scores.as_mut_slice(), sums, mean);
             }
         }
         layer.since += fresh;
@@ -76,7 +74,13 @@ pub(crate) fn settle(
     for (row, ((layer, sums), what)) in layers.iter_mut().zip(&sums).zip(&whats).enumerate() {
         let layer: &mut Layer = layer;
         let (plan, targets, seen) = (&*layer.plan, layer.targets, layer.seen + fresh);
+        let layer_scores = layer.scores.as_ref().map_or(&[][..], Column::as_slice);
         for (kv, head) in layer.heads.iter_mut().enumerate() {
+            if fresh == 1
+                && let Some(scores) = &mut head.scores
+            {
+                scores.extend(once(0.0));
+            }
             let sums = match sums {
                 Sums::None | Sums::Layer(_) => None,
                 Sums::Heads(heads) => heads.get(kv).map(Vec::as_slice),
@@ -92,6 +96,7 @@ pub(crate) fn settle(
                     targets,
                     seen,
                     sums,
+                    layer_scores,
                     what,
                     rebuilt,
                     keep,
@@ -127,6 +132,26 @@ pub(crate) fn settle(
     Ok(settled)
 }
 
+/// Adds a step's sums to the scores that were gathered before it, or lets them take their place.
+fn gather(statistics: Statistics, fresh: usize, scores: &mut [f32], sums: &[f32], factor: f32) {
+    let factor = match statistics {
+        // A decode step stands for those between it and the last that counted.
+        Statistics::Sampled if fresh == 1 => OBSERVED_STEPS as f32 * factor,
+        _ => factor,
+    };
+    let anew = match statistics {
+        Statistics::Sampled | Statistics::Every => false,
+        Statistics::Window => fresh > 1,
+        Statistics::Last => true,
+    };
+    if anew {
+        scores.fill(0.0);
+    }
+    for (score, sum) in scores.iter_mut().zip(sums) {
+        *score += sum * factor;
+    }
+}
+
 fn run(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), HookError> {
     let fresh = step.geometry.fresh;
     if fresh > 1 {
@@ -135,14 +160,33 @@ fn run(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), HookErro
         let v = packed(&step.v.rows(task.row, task.kv), &mut v);
         task.head.append(&task.targets, task.seen - fresh, k, v)?;
     }
-    if let (Some(scores), Some(sums)) = (&mut task.head.scores, task.sums) {
-        scores.extend(repeat_n(0.0, fresh));
-        add(scores.as_mut_slice(), sums);
+    let statistics = task.plan.statistics();
+    if let Some(scores) = &mut task.head.scores {
+        if fresh > 1 {
+            scores.extend(repeat_n(0.0, fresh));
+        }
+        if let Some(sums) = task.sums {
+            gather(statistics, fresh, scores.as_mut_slice(), sums, 1.0);
+        }
     }
     let Some(what) = task.what else {
         return Ok(());
     };
-    (task.rebuilt, task.keep) = compact(task.head, task.plan, &task.targets, what, task.seen)?;
+    (task.rebuilt, task.keep) = compact(
+        task.head,
+        task.plan,
+        &task.targets,
+        what,
+        task.seen,
+        task.layer_scores,
+    )?;
+    if let (Some(scores), true) = (
+        &mut task.head.scores,
+        what.evict && fresh == 1 && statistics == Statistics::Window,
+    ) {
+        // The next window begins.
+        scores.as_mut_slice().fill(0.0);
+    }
     if task.rebuilt != Rebuilt::default() && step.core.settings.error_sample.includes(step.layer, task.kv) {
         task.error = relative_error(step.kernels(), task.head, &step.heads, &probes(step, task, out))?;
     }

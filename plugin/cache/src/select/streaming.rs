@@ -4,14 +4,23 @@
 //! When not to use it: whenever an answer needs something from the middle of the context. It is the
 //! cheapest method and the quality floor of its family.
 
-use super::{Budget, Rows};
+use std::borrow::Cow;
 
-pub(crate) fn keep(rows: Rows<'_>, budget: Budget) -> Vec<u32> {
-    let total = budget.total.min(rows.kept);
-    let sinks = rows.before(budget.sinks).min(total);
-    let recent = total - sinks;
-    (0..sinks)
-        .chain(rows.kept - recent..rows.kept)
-        .map(|row| row as u32)
-        .collect()
+use super::{Method, Rows, Statistics};
+
+pub(super) struct Streaming;
+
+impl Method for Streaming {
+    fn statistics(&self) -> Statistics {
+        Statistics::Sampled
+    }
+
+    fn per_head(&self) -> bool {
+        false
+    }
+
+    /// All alike: of equals, the later stay.
+    fn rank<'a>(&self, _: &Rows<'a>) -> Cow<'a, [f32]> {
+        Cow::Borrowed(&[])
+    }
 }

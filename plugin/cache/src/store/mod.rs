@@ -82,6 +82,10 @@ impl Head {
         }
     }
 
+    pub(crate) fn dims(&self) -> Dims {
+        self.dims
+    }
+
     pub(crate) fn kept(&self) -> usize {
         self.kept
     }

@@ -36,6 +36,27 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"select": {"method": "h2o", "budget": 0.4, "recent": 16, "interval": 8}}"#,
         ),
         (
+            "tova",
+            r#"{"select": {"method": "tova", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "snapkv",
+            r#"{"select": {"method": "snapkv", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "key_norm",
+            r#"{"select": {"method": "key_norm", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "keydiff×k8v4",
+            r#"{"select": {"method": "keydiff", "budget": 0.4, "recent": 16, "interval": 8},
+                "quantize": {"k_bits": 8, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
+            "lagkv",
+            r#"{"select": {"method": "lagkv", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
             "h2o×int4",
             r#"{"select": {"method": "h2o", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
                 "quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#,

@@ -23,7 +23,6 @@ pub(crate) struct Plan {
     select: Option<SelectPlan>,
     k: Option<Codec>,
     v: Option<Codec>,
-    rotated: bool,
     residual: usize,
 }
 
@@ -67,10 +66,6 @@ impl Plan {
             select,
             k,
             v,
-            rotated: policy
-                .quantize
-                .as_ref()
-                .is_some_and(|q| q.rotate_k && k.is_some()),
             residual: policy
                 .quantize
                 .as_ref()
@@ -124,7 +119,8 @@ impl Plan {
             packed: Pair {
                 k: self.k.unwrap_or(store),
                 v: self.v.unwrap_or(store),
-                rotated: self.rotated,
+                // Only with keys that are packed: the policy was validated.
+                rotated: self.policy.quantize.as_ref().is_some_and(|q| q.rotate_k),
             },
             sinks: self.sinks,
             residual: self.residual,

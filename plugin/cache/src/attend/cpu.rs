@@ -77,7 +77,7 @@ fn decode(
         slots.resize_with(pieces.len(), Mutex::default);
     }
     let group = step.geometry.group();
-    let attend = |index: usize| {
+    step.run(pieces.len(), |index| {
         let Piece { row, kv, from, to } = pieces[index];
         let layer = &layers[row];
         let Slot { partial, weights } = &mut *lock(&slots[index]);
@@ -92,8 +92,7 @@ fn decode(
                 .attend_decode(&step.heads, &segments, q, partial, weights, scratch)
                 .map_err(kernel)
         })
-    };
-    step.run(pieces.len(), attend)?;
+    })?;
     let mut done = pieces.iter().zip(slots.iter_mut().map(unlocked)).peekable();
     let mut outs = out.chunks_exact_mut(group * step.heads.v_dim);
     let mut own: Vec<(Piece, &mut Slot)> = Vec::with_capacity(pieces.len());

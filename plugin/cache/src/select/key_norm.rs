@@ -16,10 +16,6 @@ impl Method for KeyNorm {
         Statistics::Sampled
     }
 
-    fn per_head(&self) -> bool {
-        true
-    }
-
     fn reads_rows(&self) -> bool {
         true
     }

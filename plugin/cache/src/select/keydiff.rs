@@ -19,10 +19,6 @@ impl Method for KeyDiff {
         Statistics::Sampled
     }
 
-    fn per_head(&self) -> bool {
-        true
-    }
-
     fn reads_rows(&self) -> bool {
         true
     }

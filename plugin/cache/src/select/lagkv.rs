@@ -23,10 +23,6 @@ impl Method for LagKv {
         Statistics::Sampled
     }
 
-    fn per_head(&self) -> bool {
-        true
-    }
-
     fn reads_rows(&self) -> bool {
         true
     }

@@ -33,7 +33,9 @@ pub(crate) trait Method: Sync {
     fn statistics(&self) -> Statistics;
 
     /// Whether each head keeps rows of its own choice; else all heads of a layer keep the same.
-    fn per_head(&self) -> bool;
+    fn per_head(&self) -> bool {
+        true
+    }
 
     /// Whether it looks at keys and values.
     fn reads_rows(&self) -> bool {

@@ -23,10 +23,6 @@ impl Method for SnapKv {
         Statistics::Window
     }
 
-    fn per_head(&self) -> bool {
-        true
-    }
-
     fn rank<'a>(&self, rows: &Rows<'a>) -> Cow<'a, [f32]> {
         let scores = rows.scores;
         let pooled = (0..scores.len()).map(|row| {

@@ -97,17 +97,23 @@ fn dims<G: Group, const BYTES: usize, const H: usize>(
     keys: &[u8],
     first: usize,
 ) -> usize {
-    match job.heads.k_dim {
-        64 => run::<G, BYTES, H>(job, keys, first, 64),
-        128 => run::<G, BYTES, H>(job, keys, first, 128),
-        dim => run::<G, BYTES, H>(job, keys, first, dim),
+    // SAFETY: this function has the instructions.
+    unsafe {
+        match job.heads.k_dim {
+            64 => run::<G, BYTES, H>(job, keys, first, 64),
+            128 => run::<G, BYTES, H>(job, keys, first, 128),
+            dim => run::<G, BYTES, H>(job, keys, first, dim),
+        }
     }
     H
 }
 
 /// H heads from `first` on, with queries of so many bytes.
+///
+/// # Safety
+/// The CPU must have the instructions.
 #[inline(always)]
-fn run<G: Group, const BYTES: usize, const H: usize>(
+unsafe fn run<G: Group, const BYTES: usize, const H: usize>(
     job: &mut KeyCodes<'_>,
     keys: &[u8],
     first: usize,
@@ -129,7 +135,7 @@ fn run<G: Group, const BYTES: usize, const H: usize>(
         // The last sixteen may overlap the ones before; the same dot products are written again.
         let start = r.min(rows - ROWS);
         let keys = keys[start * row..][..ROWS * row].as_ptr();
-        // SAFETY: callers have the instructions; `keys` is sixteen rows of `row` bytes, and `g` is one of their groups
+        // SAFETY: the caller's promise; `keys` is sixteen rows of `row` bytes, and `g` is one of their groups
         // and of the queries'; see `codes` for what is read past a group; the slices stored to have sixteen values.
         unsafe {
             let mut acc = [_mm512_setzero_ps(); H];

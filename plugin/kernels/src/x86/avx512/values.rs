@@ -107,17 +107,23 @@ fn heads<G: Group>(job: &mut ValueCodes<'_>, values: &[u8]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn dims<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first: usize) -> usize {
-    match job.heads.v_dim {
-        64 => run::<G, H>(job, values, first, 64),
-        128 => run::<G, H>(job, values, first, 128),
-        dim => run::<G, H>(job, values, first, dim),
+    // SAFETY: this function has the instructions.
+    unsafe {
+        match job.heads.v_dim {
+            64 => run::<G, H>(job, values, first, 64),
+            128 => run::<G, H>(job, values, first, 128),
+            dim => run::<G, H>(job, values, first, dim),
+        }
     }
     H
 }
 
 /// H heads from `first` on.
+///
+/// # Safety
+/// The CPU must have the instructions.
 #[inline(always)]
-fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first: usize, dim: usize) {
+unsafe fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first: usize, dim: usize) {
     let (groups, row) = (dim / GROUP, G::CODEC.row_bytes(dim));
     let (params, group_bytes) = (G::CODEC.code_bytes(dim), G::CODEC.group_bytes(GROUP));
     let rows = values.len() / row;
@@ -130,7 +136,7 @@ fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first:
         _ => Ahead::NOTHING,
     };
     let mut g = 0;
-    // SAFETY: callers have the instructions; `sixteen` are sixteen rows of `row` bytes, and `g` is one of their groups;
+    // SAFETY: the caller's promise; `sixteen` are sixteen rows of `row` bytes, and `g` is one of their groups;
     // see `codes` for what is read past a group; the slices loaded from have sixteen values.
     unsafe {
         while g < groups {

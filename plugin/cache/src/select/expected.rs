@@ -10,8 +10,10 @@
 //! A running request that is retuned to it has no statistics of its queries yet: until it has some, rows rank by the
 //! attention they received.
 //!
-//! When not to use it: where few queries have been seen, as the first parts of a prompt in chunks; or where head
-//! dimensions are large and caches small, since a covariance takes half of its dimension squared.
+//! When not to use it: with a short `interval`, as every eviction multiplies all keys by each query head's covariance (at
+//! 2,000 rows and every 64 tokens, 5 % of a small model's decode step); where few queries have been seen, as in the
+//! first part of a prompt in chunks; or where head dimensions are large and caches small, since a covariance takes half
+//! of its dimension squared.
 
 use std::borrow::Cow;
 
@@ -39,16 +41,23 @@ impl Method for Expected {
             return Cow::Borrowed(rows.scores);
         };
         let first = rows.edges.from;
-        let keys = &rows.k[first * rows.k_dim..];
+        let n = rows.kept - first;
+        let heads: Vec<Head<'_>> = moments.heads().map(|head| Head::new(head, rows.k_dim)).collect();
+        let mut logits = vec![0.0; heads.len() * n];
+        expected(
+            &heads,
+            &rows.k[first * rows.k_dim..],
+            rows.k_dim,
+            rows.scale,
+            &mut logits,
+        );
         let mut ranks = vec![0.0; rows.kept];
-        let mut logits = vec![0.0; rows.kept - first];
-        for head in moments.heads() {
-            expected(&head, keys, rows.k_dim, rows.scale, &mut logits);
+        for logits in logits.chunks_exact_mut(n.max(1)) {
             let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             logits.iter_mut().for_each(|logit| *logit = (*logit - top).exp());
             let inverse = 1.0 / logits.iter().sum::<f32>();
             let ranks = ranks[first..].iter_mut();
-            ranks.zip(&logits).for_each(|(rank, e)| *rank += e * inverse);
+            ranks.zip(logits).for_each(|(rank, e)| *rank += *e * inverse);
         }
         for (rank, value) in ranks.iter_mut().zip(rows.v.chunks_exact(rows.v_dim)) {
             *rank *= norm(value);
@@ -57,32 +66,58 @@ impl Method for Expected {
     }
 }
 
-/// μ·k·s + ½ s² kᵀΣk of every key.
-fn expected(head: &Gaussian<'_>, keys: &[f32], dim: usize, scale: f32, logits: &mut [f32]) {
-    // Σ as one triangle: what lies beside the diagonal counts twice. Rows as wide as a tile of them needs.
-    let width = dim.next_multiple_of(TILE);
-    let mut triangle = vec![0.0; width * width];
-    let mut rest = head.covariance;
-    for (i, to) in triangle.chunks_exact_mut(width).enumerate().take(dim) {
-        let Some(from) = rest.split_off(..=i) else { break };
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = 2.0 * from);
-        to[i] = from[i];
+/// A query head's statistics, laid out for products: Σ as one triangle, where what lies beside the diagonal counts
+/// twice, in rows as wide as a tile of them needs.
+struct Head<'a> {
+    mean: &'a [f32],
+    triangle: Vec<f32>,
+}
+
+impl<'a> Head<'a> {
+    fn new(gaussian: Gaussian<'a>, dim: usize) -> Self {
+        let width = dim.next_multiple_of(TILE);
+        let mut triangle = vec![0.0; width * width];
+        let mut rest = gaussian.covariance;
+        for (i, to) in triangle.chunks_exact_mut(width).enumerate().take(dim) {
+            let Some(from) = rest.split_off(..=i) else { break };
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = 2.0 * from);
+            to[i] = from[i];
+        }
+        Self {
+            mean: gaussian.mean,
+            triangle,
+        }
     }
-    let mut columns = vec![[0.0; LANES]; width];
-    for (keys, logits) in keys.chunks(LANES * dim).zip(logits.chunks_mut(LANES)) {
-        transpose(keys.chunks_exact(dim), &mut columns);
+
+    /// kᵀΣk of sixteen keys.
+    fn quadratic(&self, keys: &[[f32; LANES]]) -> [f32; LANES] {
+        let width = keys.len();
         let mut quadratic = [0.0; LANES];
         for i in (0..width).step_by(TILE) {
-            let rows = std::array::from_fn(|r| &triangle[(i + r) * width..][..width]);
-            let sums = products(rows, &columns[..i + TILE]);
-            for (sums, own) in sums.iter().zip(&columns[i..]) {
+            let rows = std::array::from_fn(|r| &self.triangle[(i + r) * width..][..width]);
+            let sums = products(rows, &keys[..i + TILE]);
+            for (sums, own) in sums.iter().zip(&keys[i..]) {
                 for lane in 0..LANES {
                     quadratic[lane] += sums[lane] * own[lane];
                 }
             }
         }
-        for ((logit, key), quadratic) in logits.iter_mut().zip(keys.chunks_exact(dim)).zip(quadratic) {
-            *logit = scale * dot(head.mean, key) + 0.5 * scale * scale * quadratic;
+        quadratic
+    }
+}
+
+/// μ·k·s + ½ s² kᵀΣk of every head and key.
+fn expected(heads: &[Head<'_>], keys: &[f32], dim: usize, scale: f32, logits: &mut [f32]) {
+    let n = keys.len() / dim;
+    let mut columns = vec![[0.0; LANES]; dim.next_multiple_of(TILE)];
+    for (chunk, keys) in keys.chunks(LANES * dim).enumerate() {
+        transpose(keys.chunks_exact(dim), &mut columns);
+        for (head, logits) in heads.iter().zip(logits.chunks_exact_mut(n)) {
+            let quadratic = head.quadratic(&columns);
+            let keys = keys.chunks_exact(dim).zip(quadratic);
+            for (logit, (key, quadratic)) in logits[chunk * LANES..].iter_mut().zip(keys) {
+                *logit = scale * dot(head.mean, key) + 0.5 * scale * scale * quadratic;
+            }
         }
     }
 }

@@ -173,8 +173,8 @@ mod tests {
                 None,
                 json!({"cinch": {"policy": {"quantize": {"k_bits": 4, "v_bits": 6}}}}),
                 "cinch.policy.quantize.v_bits",
-                "2",
-                "4, 8 or 16",
+                "6",
+                "2, 3, 4, 8 or 16",
             ),
             (
                 None,

@@ -72,7 +72,7 @@ async fn openapi_schemas_are_the_wire_types() {
         names.sort();
         names
     };
-    let policy = json!({"store": "full", "select": {"method": "h2o", "budget": 0.5}, "quantize": {"k_bits": 4, "v_bits": 4}});
+    let policy = json!({"store": "full", "select": {"method": "h2o", "budget": 0.5}, "quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true}});
     let change: cinch_protocol::PolicyChange = serde_json::from_value(json!({"policy": policy})).unwrap();
     let policy = serde_json::to_value(change.policy.unwrap()).unwrap();
     assert_eq!(schema("Policy"), keys(&policy));
@@ -391,7 +391,7 @@ async fn bad_input_names_field_given_and_allowed() {
             r#"{"policy": {"quantize": {"k_bits": 5, "v_bits": 4}}}"#,
             400,
             "policy.quantize.k_bits",
-            "3",
+            "5",
             "2, 3, 4, 8 or 16",
         ),
         (

@@ -8,10 +8,12 @@ mod api;
 pub mod bench;
 mod policy;
 pub mod probe;
+mod select;
 
 pub use api::{
     Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Lease, Origin, Overload,
     PolicyChange, Problem, RequestState, RequestView, RequestViews, RetuneReport, Served, ServedCache,
     ServedWith,
 };
-pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Select, SelectMethod, Store};
+pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Store};
+pub use select::{Heads, Layers, Merge, Select, SelectMethod};

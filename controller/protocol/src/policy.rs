@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::select::Select;
+
 /// Values a group-quantized row shares a scale and a zero point among.
 pub const GROUP: u32 = 32;
 
@@ -31,72 +33,6 @@ pub enum Store {
     Full,
     /// The engine's own activation dtype, for exact comparison with the unhooked engine.
     Exact,
-}
-
-/// Which tokens stay.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Select {
-    /// How rows are ranked.
-    pub method: SelectMethod,
-    /// Fraction of the tokens seen that stays, sinks and recent included. 0.02 ..= 1.0.
-    pub budget: f64,
-    /// First tokens that are never evicted. 0 ..= 128.
-    #[serde(default = "Select::default_sinks")]
-    pub sinks: u32,
-    /// Last tokens that are never evicted. 16 ..= 4096.
-    #[serde(default = "Select::default_recent")]
-    pub recent: u32,
-    /// Decoded tokens between two evictions. 1 ..= 1024.
-    #[serde(default = "Select::default_interval")]
-    pub interval: u32,
-}
-
-/// Selective token strategies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SelectMethod {
-    /// StreamingLLM (arXiv 2309.17453): sinks and the most recent tokens.
-    Streaming,
-    /// H2O (arXiv 2306.14048): heavy hitters by accumulated attention, and the most recent tokens.
-    H2o,
-    /// TOVA (arXiv 2401.06104): what the last query attends to most, the same tokens in all heads of a layer.
-    Tova,
-    /// SnapKV (arXiv 2404.14469): what the last queries attend to most, smoothed over neighbours.
-    Snapkv,
-    /// Key norm (arXiv 2406.11430): keys of the smallest norm.
-    KeyNorm,
-    /// KeyDiff (arXiv 2504.15364): keys least like the mean key.
-    Keydiff,
-    /// LagKV (arXiv 2504.04704): tokens that stand out against the partition that follows theirs.
-    Lagkv,
-}
-
-impl SelectMethod {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Streaming,
-        Self::H2o,
-        Self::Tova,
-        Self::Snapkv,
-        Self::KeyNorm,
-        Self::Keydiff,
-        Self::Lagkv,
-    ];
-
-    /// Its name in a policy.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Streaming => "streaming",
-            Self::H2o => "h2o",
-            Self::Tova => "tova",
-            Self::Snapkv => "snapkv",
-            Self::KeyNorm => "key_norm",
-            Self::Keydiff => "keydiff",
-            Self::Lagkv => "lagkv",
-        }
-    }
 }
 
 /// How many bits older rows keep.
@@ -170,18 +106,6 @@ impl From<Bits> for u32 {
     }
 }
 
-impl Select {
-    fn default_sinks() -> u32 {
-        4
-    }
-    fn default_recent() -> u32 {
-        64
-    }
-    fn default_interval() -> u32 {
-        64
-    }
-}
-
 impl Quantize {
     fn default_residual() -> u32 {
         32
@@ -195,10 +119,7 @@ impl Policy {
     /// The first field out of range.
     pub fn validate(&self) -> Result<(), PolicyError> {
         if let Some(select) = &self.select {
-            range("select.budget", select.budget, 0.02, 1.0)?;
-            range("select.sinks", select.sinks, 0, 128)?;
-            range("select.recent", select.recent, 16, 4096)?;
-            range("select.interval", select.interval, 1, 1024)?;
+            select.validate()?;
         }
         if let Some(quantize) = &self.quantize {
             range("quantize.residual", quantize.residual, 16, 1024)?;
@@ -223,7 +144,7 @@ impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         if let Some(select) = &self.select {
-            parts.push(format!("{} {}", select.method.name(), select.budget));
+            parts.push(select.to_string());
         }
         if let Some(quantize) = &self.quantize {
             parts.push(format!(
@@ -267,7 +188,12 @@ impl PolicyError {
     }
 }
 
-fn range<T: PartialOrd + fmt::Display>(field: &str, given: T, low: T, high: T) -> Result<(), PolicyError> {
+pub(crate) fn range<T: PartialOrd + fmt::Display>(
+    field: &str,
+    given: T,
+    low: T,
+    high: T,
+) -> Result<(), PolicyError> {
     // Written so that NaN is out of range.
     if given >= low && given <= high {
         Ok(())

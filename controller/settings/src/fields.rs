@@ -188,7 +188,8 @@ mod tests {
     fn unknown_field_lists_the_known_ones() {
         assert_eq!(
             fails(json!({"policy": {"select": {"methd": "h2o", "budget": 0.5}}})),
-            "field `policy.select.methd`: given an unknown field, allowed `method`, `budget`, `sinks`, `recent`, `interval`"
+            "field `policy.select.methd`: given an unknown field, allowed `method`, `budget`, `sinks`, `recent`, `interval`, \
+             `window`, `kernel`, `skip_layers`, `seed`, `temperature`, `layers`, `beta`, `heads`, `floor`, `merge`"
         );
         assert_eq!(
             fails(json!({"lvl": 1})),
@@ -208,8 +209,8 @@ mod tests {
         );
         assert_eq!(
             fails(json!({"policy": {"select": {"method": "h3o", "budget": 0.5}}})),
-            "field `policy.select.method`: given \"h3o\", allowed `streaming`, `h2o`, `tova`, `snapkv`, `key_norm`, `keydiff`, \
-             `lagkv`"
+            "field `policy.select.method`: given \"h3o\", allowed `streaming`, `h2o`, `tova`, `snapkv`, `scissorhands`, \
+             `keyformer`, `expected_attention`, `key_norm`, `keydiff`, `lagkv`"
         );
     }
 

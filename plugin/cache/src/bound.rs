@@ -4,7 +4,8 @@
 use candle_core::DType;
 use cinch_hooks::LayerShape;
 
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
+use crate::select::moments;
 use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, Pair};
 
 /// Bytes of one layer's K and V of `tokens` tokens in f16.
@@ -12,13 +13,21 @@ pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
     shape.kv_heads * (shape.k_dim + shape.v_dim) * 2 * tokens
 }
 
-/// Most bytes that one layer holds of a sequence that has come to `tokens` tokens under `plan` alone.
-pub(crate) fn layer(shape: &LayerShape, plan: &Plan, dtype: DType, tokens: usize) -> usize {
+/// Most bytes that one layer holds of a sequence that has come to `tokens` tokens under `plan` alone; `group` query
+/// heads share a KV head.
+pub(crate) fn layer(
+    place: Place,
+    shape: &LayerShape,
+    group: usize,
+    plan: &Plan,
+    dtype: DType,
+    tokens: usize,
+) -> usize {
     let targets = plan.targets(dtype);
     let row = |pair: Pair| pair.k.row_bytes(shape.k_dim) + pair.v.row_bytes(shape.v_dim);
     // Between two evictions rows gather that the next one drops.
-    let kept = match (plan.budget(tokens), plan.interval()) {
-        (Some((_, budget)), Some(interval)) => (budget.total + interval).min(tokens),
+    let kept = match (plan.budget(place, tokens), plan.interval()) {
+        (Some(budget), Some(interval)) => (budget.total + interval).min(tokens),
         _ => tokens,
     };
     // Rows in full precision, and room that was opened for rows to come: a window that is about to be packed
@@ -28,7 +37,8 @@ pub(crate) fn layer(shape: &LayerShape, plan: &Plan, dtype: DType, tokens: usize
         (
             full,
             kept.saturating_sub(targets.residual + targets.sinks.min(kept)),
-            kept.div_ceil(BLOCK_ROWS) * 2 + 4,
+            // Of heads that hold more than others, some end in one more.
+            kept.div_ceil(BLOCK_ROWS) * 2 + 4 + usize::from(plan.floor().is_some()) * 2,
         )
     } else {
         let rows = targets.tail_capacity();
@@ -41,6 +51,10 @@ pub(crate) fn layer(shape: &LayerShape, plan: &Plan, dtype: DType, tokens: usize
         (column, 0)
     } else {
         (0, column)
+    };
+    let own = match plan.method() {
+        Some(method) if method.moments() => own + moments::values(group, shape.k_dim) * size_of::<f32>(),
+        _ => own,
     };
     shape.kv_heads * (rows + blocks * HEADER + positions + own) + shared
 }

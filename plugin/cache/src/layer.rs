@@ -1,20 +1,20 @@
 //! One layer of one sequence: its heads and the attention statistics a later selection needs.
 //!
-//! Statistics are one accumulated weight a row, kept per layer (the mean over query heads) until a
-//! policy needs them per head. Invariant: without per-head scores all heads keep the same rows, so the
-//! layer's scores fit each of them.
+//! Statistics are one score a row, kept per layer (the mean over query heads) until a policy needs them per head (the
+//! sum over those that share it). Invariant: without per-head scores all heads keep the same rows, so the layer's
+//! scores fit each of them.
 
 use std::sync::Arc;
 
 use candle_core::DType;
-use cinch_hooks::{HookError, LayerShape};
+use cinch_hooks::LayerShape;
 use cinch_kernels::Kernels;
 use cinch_protocol::Store;
 
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
 use crate::quantize::bits;
-use crate::select::{self, Rows};
-use crate::store::{Column, Dims, Head, Ledger, Pair, Rebuilt, Targets};
+use crate::select::{Statistics, moments};
+use crate::store::{Column, Dims, Head, Ledger, Pair, Targets};
 
 /// Prompt queries whose weights count where not every query's do: the observation window of SnapKV
 /// (arXiv 2404.14469, section 4) at its largest, cheap enough to be on for every request.
@@ -27,6 +27,7 @@ pub(crate) const OBSERVED_STEPS: usize = 8;
 /// One layer of one sequence.
 #[derive(Debug)]
 pub(crate) struct Layer {
+    pub(crate) place: Place,
     pub(crate) shape: LayerShape,
     /// Tokens this layer has processed.
     pub(crate) seen: usize,
@@ -39,9 +40,24 @@ pub(crate) struct Layer {
     pub(crate) evicted_at: usize,
     /// Tokens since eviction was last considered.
     pub(crate) since: usize,
+    /// Tokens decoded since the last prefill.
+    pub(crate) decoded: usize,
     pub(crate) heads: Vec<Head>,
     /// Mean weight over query heads, where no head has scores of its own.
     pub(crate) scores: Option<Column<f32>>,
+}
+
+/// Makes scores that another method gathered count as one full window: of weights, each query's sum to 1; of votes, the
+/// first row has them all.
+fn fit(scores: &mut [f32], full: f32, votes: bool) {
+    let now = if votes {
+        scores.iter().copied().fold(0.0, f32::max)
+    } else {
+        scores.iter().sum()
+    };
+    if now > 0.0 {
+        scores.iter_mut().for_each(|score| *score *= full / now);
+    }
 }
 
 /// What a step asks of every head after attention.
@@ -55,6 +71,7 @@ impl Layer {
     pub(crate) fn new(
         ledger: &Arc<Ledger>,
         kernels: Kernels,
+        place: Place,
         shape: LayerShape,
         plan: &Arc<Plan>,
         dtype: DType,
@@ -65,6 +82,7 @@ impl Layer {
             kernels,
         };
         let mut layer = Self {
+            place,
             shape,
             seen: 0,
             plan: plan.clone(),
@@ -72,6 +90,7 @@ impl Layer {
             pending: false,
             evicted_at: 0,
             since: 0,
+            decoded: 0,
             heads: (0..shape.kv_heads).map(|_| Head::new(ledger, dims)).collect(),
             scores: Some(Column::new(ledger)),
         };
@@ -99,11 +118,34 @@ impl Layer {
 
     /// Takes over another plan; what it asks for happens at the compaction of this step.
     pub(crate) fn adopt_plan(&mut self, ledger: &Arc<Ledger>, plan: &Arc<Plan>, dtype: DType, group: usize) {
-        self.plan = plan.clone();
+        let before = std::mem::replace(&mut self.plan, plan.clone());
         self.targets = plan.targets(dtype);
         self.pending = true;
         if plan.head_scores() {
             self.split_scores(ledger, group as f32);
+        }
+        if let Statistics::Window(window) = plan.statistics()
+            && (before.statistics(), before.credits()) != (plan.statistics(), plan.credits())
+        {
+            let full = window as f32;
+            if let Some(scores) = &mut self.scores {
+                fit(scores.as_mut_slice(), full, plan.credits());
+            }
+            for scores in self.heads.iter_mut().filter_map(|head| head.scores.as_mut()) {
+                fit(scores.as_mut_slice(), full * group as f32, plan.credits());
+            }
+        }
+    }
+
+    /// Gets ready for a step of queries that `group` a KV head attend.
+    pub(crate) fn prepare(&mut self, ledger: &Arc<Ledger>, group: usize) {
+        let wanted = self.plan.method().is_some_and(|method| method.moments());
+        for head in &mut self.heads {
+            if !wanted {
+                head.moments = None;
+            } else if head.moments.is_none() {
+                head.moments = Some(moments::column(ledger, group, self.shape.k_dim));
+            }
         }
     }
 
@@ -158,6 +200,7 @@ impl Layer {
 
     pub(crate) fn fork(&self) -> Self {
         Self {
+            place: self.place,
             shape: self.shape,
             seen: self.seen,
             plan: self.plan.clone(),
@@ -165,50 +208,9 @@ impl Layer {
             pending: self.pending,
             evicted_at: self.evicted_at,
             since: self.since,
+            decoded: self.decoded,
             heads: self.heads.iter().map(Head::fork).collect(),
             scores: self.scores.as_ref().map(Column::duplicate),
         }
     }
-}
-
-/// Compacts one head after attention; `seen` counts this step's tokens, `layer_scores` are for a head that has none
-/// of its own. Answers with the rows kept if any were dropped.
-pub(crate) fn compact(
-    head: &mut Head,
-    plan: &Plan,
-    targets: &Targets,
-    what: Compaction,
-    seen: usize,
-    layer_scores: &[f32],
-) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
-    let mut keep = None;
-    if let Some((method, budget)) = plan.budget(seen).filter(|_| what.evict)
-        && budget.total < head.kept()
-    {
-        let (k, v) = if method.reads_rows() {
-            head.unpack()?
-        } else {
-            (Vec::new(), Vec::new())
-        };
-        let Dims {
-            k: k_dim, v: v_dim, ..
-        } = head.dims();
-        let rows = Rows {
-            positions: head.positions(),
-            kept: head.kept(),
-            seen,
-            sinks: budget.sinks,
-            scores: head.scores.as_ref().map_or(layer_scores, Column::as_slice),
-            k: &k,
-            k_dim,
-            v: &v,
-            v_dim,
-        };
-        keep = Some(select::keep(method, &rows, budget));
-    }
-    if keep.is_none() && !what.pack {
-        return Ok((Rebuilt::default(), None));
-    }
-    let rebuilt = head.compact(keep.as_deref(), targets)?;
-    Ok((rebuilt, keep))
 }

@@ -12,6 +12,7 @@
 mod attend;
 mod bound;
 mod error;
+mod evict;
 mod gauges;
 mod inspect;
 mod layer;

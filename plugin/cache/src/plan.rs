@@ -1,18 +1,33 @@
 //! A validated policy, compiled to what a layer needs at each step. Budgets here are exact.
 
 use std::fmt;
+use std::sync::Arc;
 
 use candle_core::DType;
 use cinch_kernels::Codec;
-use cinch_protocol::{Policy, PolicyError, Store};
+use cinch_protocol::{Heads, Layers, Merge, Policy, PolicyError, Store};
 
 use crate::quantize;
-use crate::select::{self, Budget, Method, Statistics};
+use crate::select::{self, Budget, Method, Statistics, pyramid};
 use crate::store::{Pair, Targets};
 
 /// Sinks that stay in full precision where a policy quantizes but does not select (KVQuant, arXiv
 /// 2401.18079, section 3.6, keeps the first token for the same reason).
 const DEFAULT_SINKS: usize = 4;
+
+/// `PyramidKV`'s own (arXiv 2406.02069).
+const DEFAULT_BETA: u32 = 20;
+
+/// Ada-KV's own safeguard (arXiv 2407.11550).
+const DEFAULT_FLOOR: f64 = 0.2;
+
+/// Which layer of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) layer: usize,
+    /// How many the model has.
+    pub(crate) layers: usize,
+}
 
 /// A policy ready to be applied. `id` is unique in a plugin and grows: the epoch of retunes.
 pub(crate) struct Plan {
@@ -36,10 +51,15 @@ impl fmt::Debug for Plan {
     }
 }
 
-#[derive(Clone, Copy)]
 struct SelectPlan {
-    method: &'static dyn Method,
+    method: Arc<dyn Method>,
     budget: f64,
+    skip_layers: usize,
+    /// Steepness of a pyramid of layers.
+    beta: Option<u32>,
+    /// What each head keeps at least, where heads compete.
+    floor: Option<f64>,
+    merges: bool,
     recent: usize,
     interval: usize,
 }
@@ -48,8 +68,12 @@ impl Plan {
     pub(crate) fn compile(id: u64, level: Option<u32>, policy: Policy) -> Result<Self, PolicyError> {
         policy.validate()?;
         let select = policy.select.as_ref().map(|select| SelectPlan {
-            method: select::method(select.method),
+            method: select::method(select),
             budget: select.budget,
+            skip_layers: select.skip_layers.unwrap_or(0) as usize,
+            beta: (select.layers == Layers::Pyramid).then(|| select.beta.unwrap_or(DEFAULT_BETA)),
+            floor: (select.heads == Heads::Adaptive).then(|| select.floor.unwrap_or(DEFAULT_FLOOR)),
+            merges: select.merge == Merge::D2o,
             recent: select.recent as usize,
             interval: select.interval as usize,
         });
@@ -74,37 +98,64 @@ impl Plan {
         })
     }
 
-    /// The method and how many rows it must leave of `seen` tokens; `None`: all stay.
-    pub(crate) fn budget(&self, seen: usize) -> Option<(&'static dyn Method, Budget)> {
-        self.select.map(|select| {
-            // A budget like 0.07 of 100 must be 7, not 8: the product is only nearly an integer.
-            let share = (select.budget * seen as f64 - 1e-9).ceil() as usize;
-            let total = share.max(self.sinks + select.recent).min(seen);
-            (
-                select.method,
-                Budget {
-                    total,
-                    sinks: self.sinks,
-                    recent: select.recent,
-                },
-            )
-        })
+    /// How rows are ranked; `None`: all stay.
+    pub(crate) fn method(&self) -> Option<&dyn Method> {
+        self.select.as_ref().map(|select| &*select.method)
+    }
+
+    /// How many rows stay in a layer of `seen` tokens; `None`: all.
+    pub(crate) fn budget(&self, place: Place, seen: usize) -> Option<Budget> {
+        let select = self.select.as_ref()?;
+        if place.layer < select.skip_layers {
+            return None;
+        }
+        // A budget like 0.07 of 100 must be 7, not 8: the product is only nearly an integer.
+        let share = (select.budget * seen as f64 - 1e-9).ceil() as usize;
+        let mut budget = Budget {
+            total: share.max(self.sinks + select.recent).min(seen),
+            sinks: self.sinks,
+            recent: select.recent,
+        };
+        if let Some(beta) = select.beta {
+            budget.total = pyramid::rows(budget, place, seen, beta);
+        }
+        Some(budget)
+    }
+
+    /// What each head keeps of the budget at least, where heads compete for it.
+    pub(crate) fn floor(&self) -> Option<f64> {
+        self.select.as_ref()?.floor
+    }
+
+    /// Whether evicted rows are merged into kept ones.
+    pub(crate) fn merges(&self) -> bool {
+        self.select.as_ref().is_some_and(|select| select.merges)
+    }
+
+    /// First positions that are never evicted.
+    pub(crate) fn sinks(&self) -> usize {
+        self.sinks
     }
 
     /// Decoded tokens between two evictions; `None`: never.
     pub(crate) fn interval(&self) -> Option<usize> {
-        self.select.map(|select| select.interval)
+        self.select.as_ref().map(|select| select.interval)
     }
 
     /// Whether each head has scores of its own: heads may come to hold different rows.
     pub(crate) fn head_scores(&self) -> bool {
-        self.select.is_some_and(|select| select.method.per_head())
+        self.method().is_some_and(|method| method.per_head())
     }
 
     /// What the scores are made of.
     pub(crate) fn statistics(&self) -> Statistics {
-        self.select
-            .map_or(Statistics::Sampled, |select| select.method.statistics())
+        self.method()
+            .map_or(Statistics::Sampled, |method| method.statistics())
+    }
+
+    /// Whether each query's weights are credited by the method, not summed.
+    pub(crate) fn credits(&self) -> bool {
+        self.method().is_some_and(|method| method.credits())
     }
 
     /// Codecs of this plan's rows for a model of this activation dtype.

@@ -14,7 +14,7 @@ use crate::bound;
 use crate::error::{CacheError, RetuneError};
 use crate::inspect::{self, LayerView};
 use crate::observe::Observer;
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
 use crate::registry::{Assignment, Found, Request, RequestSnapshot, lock};
 use crate::sequence::{Owner, Sequence};
 use crate::settings::PluginSettings;
@@ -175,8 +175,12 @@ impl Plugin {
     pub fn most_bytes(&self, policy: &Policy, tokens: usize) -> Option<usize> {
         let (layers, dtype) = self.core.model.get()?;
         let plan = Plan::compile(0, None, policy.clone()).ok()?;
-        let of = |shape| bound::layer(shape, &plan, *dtype, tokens);
-        Some(layers.iter().map(of).sum())
+        let group = self.core.group.load(Relaxed).max(1);
+        let of = |(layer, shape)| {
+            let layers = layers.len();
+            bound::layer(Place { layer, layers }, shape, group, &plan, *dtype, tokens)
+        };
+        Some(layers.iter().enumerate().map(of).sum())
     }
 
     /// What a prompt of `tokens` tokens takes beside that while it is processed: the largest layer in f16, which is
@@ -240,20 +244,38 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
             before.seen
         ));
     }
-    let h2o = |policy: &Policy| {
-        policy
-            .select
-            .as_ref()
-            .is_some_and(|s| s.method == SelectMethod::H2o)
-    };
-    if h2o(policy) && !before.served.iter().any(|served| h2o(&served.policy)) {
-        notes.push(
-            "statistics: every head starts from a sample, its own or its layer's mean: attention of the last 64 queries of \
-             each part of the prompt and of some decoded tokens; all of its own is accumulated from now on"
-                .into(),
-        );
+    let method = |policy: &Policy| policy.select.as_ref().map(|select| select.method);
+    if let Some(to) = method(policy)
+        && !before
+            .served
+            .iter()
+            .any(|served| method(&served.policy) == Some(to))
+    {
+        notes.extend(beginning(to).map(|how| format!("statistics: {how}")));
     }
     notes
+}
+
+/// How a method that a request was not served with so far comes by its statistics; `None`: it needs none of before.
+fn beginning(method: SelectMethod) -> Option<&'static str> {
+    match method {
+        SelectMethod::H2o | SelectMethod::Keyformer => Some(
+            "every head starts from a sample, its own or its layer's mean: attention of the last 64 queries of each part \
+             of the prompt and of some decoded tokens; what the method counts is accumulated from now on",
+        ),
+        SelectMethod::Snapkv | SelectMethod::Scissorhands => Some(
+            "every head starts from attention received so far, its own or its layer's mean, which counts as one window \
+             of queries and fades as others come",
+        ),
+        SelectMethod::ExpectedAttention => Some(
+            "rows rank by attention received until the queries of 16 tokens, or every eighth of decoded ones, are known",
+        ),
+        SelectMethod::Streaming
+        | SelectMethod::Tova
+        | SelectMethod::KeyNorm
+        | SelectMethod::Keydiff
+        | SelectMethod::Lagkv => None,
+    }
 }
 
 impl CachePolicy for Plugin {

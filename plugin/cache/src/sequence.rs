@@ -10,7 +10,7 @@ use cinch_hooks::{ForkRole, HookError, LayerShape, SequenceCache, SequenceInfo};
 
 use crate::gauges::Gauges;
 use crate::layer::Layer;
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
 use crate::registry::{Request, Served, lock};
 use crate::shared::Core;
 use crate::store::Head;
@@ -46,7 +46,21 @@ impl Sequence {
         let layers = info
             .layers
             .iter()
-            .map(|shape| Layer::new(&core.ledger, core.settings.kernels, *shape, &plan, info.dtype))
+            .enumerate()
+            .map(|(layer, shape)| {
+                let place = Place {
+                    layer,
+                    layers: info.layers.len(),
+                };
+                Layer::new(
+                    &core.ledger,
+                    core.settings.kernels,
+                    place,
+                    *shape,
+                    &plan,
+                    info.dtype,
+                )
+            })
             .collect();
         let sequence = Self::assemble(core, info.dtype, &info.layers, layers, Vec::new());
         request.join(&sequence.gauges, info.prompt_tokens, &[]);

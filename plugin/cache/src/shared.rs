@@ -1,7 +1,7 @@
 //! What the plugin and all its sequences share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use candle_core::DType;
@@ -29,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) prefix: PrefixReport,
     /// The layers and the dtype of the model, once it has opened a sequence.
     pub(crate) model: OnceLock<(Vec<LayerShape>, DType)>,
+    /// Query heads that share a KV head, at most; 0 until the model has attended.
+    pub(crate) group: AtomicUsize,
     prefixes: Mutex<HashMap<u64, Arc<Gauges>>>,
     default: RwLock<Arc<(String, Arc<Plan>)>>,
     observer: RwLock<Option<Arc<dyn Observer>>>,
@@ -45,6 +47,7 @@ impl Core {
             registry: Registry::default(),
             prefix: PrefixReport::default(),
             model: OnceLock::new(),
+            group: AtomicUsize::new(0),
             prefixes: Mutex::default(),
             default: RwLock::new(Arc::new(default)),
             observer: RwLock::new(None),

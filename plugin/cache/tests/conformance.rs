@@ -9,6 +9,7 @@ use candle_core::DType;
 use cinch_cache::{Plugin, PluginSettings};
 use cinch_hooks::{AttendParams, CachePolicy, Qkv};
 use cinch_kernels::Codec;
+use cinch_protocol::Merge;
 use common::matrix::*;
 use common::*;
 
@@ -67,7 +68,11 @@ fn chunked_prefill_goes_on_from_a_compressed_past() {
             let past = check_invariants(&plugin, &seq[0]);
             let outs = step(&plugin, &SMALL, &mut seq, chunk);
             check(&plugin, policy, &seq[0], seq[0].seen);
-            if policy.quantize.is_some() {
+            let merges = policy
+                .select
+                .as_ref()
+                .is_some_and(|select| select.merge != Merge::None);
+            if policy.quantize.is_some() || merges {
                 continue;
             }
             // Each query attends to what was kept of the past and to the fresh tokens before it.

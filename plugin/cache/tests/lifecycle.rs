@@ -33,7 +33,7 @@ fn retune_down_applies_to_what_is_stored() {
             assert_eq!(after.served.len(), 2);
             assert_eq!(after.served[1].from_seen, 121);
             let layers = check_invariants(&plugin, &seq[0]);
-            assert_eq!(layers[0].heads[0].positions.len(), total(policy, 122));
+            check_budget(policy, &layers, total(policy, 122), 0);
             if policy.select.is_some() || policy.quantize.is_some() {
                 assert!(
                     after.bytes < before.bytes || start.contains("quantize"),

@@ -21,12 +21,30 @@ const TINY: Model = Model {
 fn any_policy(rng: &mut StdRng) -> Policy {
     let select = rng.random_bool(0.6).then(|| {
         let methods = SelectMethod::ALL;
-        let method = methods[rng.random_range(0..methods.len())].name();
+        let method = methods[rng.random_range(0..methods.len())];
         let (budget, sinks) = (rng.random_range(0.02..1.0), rng.random_range(0..20));
         let (recent, interval) = (rng.random_range(16..40), rng.random_range(1..20));
+        let fields = |name: &str| method.fields().contains(&name);
+        let mut own = String::new();
+        if rng.random_bool(0.3) {
+            own += r#", "layers": "pyramid""#;
+        }
+        if fields("heads") && rng.random_bool(0.4) {
+            own += &format!(
+                r#", "heads": "adaptive", "floor": {}"#,
+                rng.random_range(0.0..1.0)
+            );
+        }
+        if rng.random_bool(0.3) {
+            own += r#", "merge": "d2o""#;
+        }
+        if fields("window") && rng.random_bool(0.5) {
+            own += &format!(r#", "window": {}"#, rng.random_range(1..65));
+        }
+        let name = method.name();
         format!(
-            r#""select": {{"method": "{method}", "budget": {budget}, "sinks": {sinks}, "recent": {recent},
-                "interval": {interval}}}"#
+            r#""select": {{"method": "{name}", "budget": {budget}, "sinks": {sinks}, "recent": {recent},
+                "interval": {interval}{own}}}"#
         )
     });
     let quantize = rng.random_bool(0.6).then(|| {

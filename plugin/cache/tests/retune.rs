@@ -61,3 +61,49 @@ fn four_thousand_tokens_shrink_five_times_in_one_step() {
     );
     assert_eq!(after.kept_max, after.seen.div_ceil(2));
 }
+
+/// What another method gathered counts as one window of queries: the weights of 64 over the query heads of a head, or
+/// all votes for the row with the highest score.
+#[test]
+fn a_window_begins_with_what_was_gathered_before() {
+    let select = |method: &str| {
+        policy(&format!(
+            r#"{{"select": {{"method": "{method}", "budget": 0.5, "recent": 16, "interval": 1024}}}}"#
+        ))
+    };
+    for (from, to) in [
+        ("h2o", "snapkv"),
+        ("key_norm", "snapkv"),
+        ("streaming", "snapkv"),
+        ("h2o", "scissorhands"),
+    ] {
+        let plugin = plugin_with(select(from), PluginSettings::default());
+        let mut seq = [open(&plugin, &SMALL, 1, 3)];
+        step(&plugin, &SMALL, &mut seq, 200);
+        let order = |scores: &[f32]| {
+            let mut order: Vec<usize> = (0..scores.len()).collect();
+            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+            order
+        };
+        let before = check_invariants(&plugin, &seq[0]);
+        plugin.retune(1, None, select(to)).unwrap();
+        step(&plugin, &SMALL, &mut seq, 1);
+        for (before, after) in before.iter().zip(&check_invariants(&plugin, &seq[0])) {
+            for (old, new) in before.heads.iter().zip(&after.heads) {
+                let old = old.scores.as_ref().or(before.scores.as_ref()).unwrap();
+                let new = new.scores.as_ref().unwrap();
+                // The step faded it by a 64th, and added one query's weights of three heads, or its votes.
+                let (sum, most) = (new.iter().sum::<f32>(), new.iter().copied().fold(0.0, f32::max));
+                let full = 64.0 * 3.0;
+                match to {
+                    "snapkv" => assert!(sum > 0.5 * full && sum <= 1.001 * full, "{from}: {sum}"),
+                    _ => assert!(most > 0.95 * full && most <= 1.001 * full, "{from}: {most}"),
+                }
+                assert!(
+                    order(new)[..20].contains(&order(old)[0]),
+                    "{from}: what led goes on leading"
+                );
+            }
+        }
+    }
+}

@@ -24,7 +24,7 @@ pub(crate) fn attend(
     let mut out = Vec::with_capacity(geometry.batch * geometry.q_heads * fresh * step.heads.v_dim);
     let mut all = Vec::with_capacity(layers.len());
     for (row, layer) in layers.iter_mut().enumerate() {
-        let last_queries = observed(layer);
+        let last_queries = if fresh > 1 { observed(layer) } else { 1 };
         let counted = fresh > 1 || counts(layer);
         let layer: &mut Layer = layer;
         let (seen, targets) = (layer.seen, layer.targets);

@@ -10,8 +10,10 @@ mod device;
 mod exact;
 mod host;
 mod pieces;
+mod score;
 mod settle;
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::utils::barrier_pool;
@@ -24,6 +26,7 @@ use crate::registry::lock;
 use crate::select::{DECODE_WINDOW, Statistics};
 use crate::sequence::Sequence;
 use crate::shared::Core;
+use crate::store::Head;
 use host::{Geometry, View, readable};
 
 /// Multiply-adds below which waking other threads costs more than it saves.
@@ -104,6 +107,7 @@ pub(crate) fn attend(
 ) -> Result<Tensor, HookError> {
     let sequences = sequences(core, rows)?;
     let geometry = check(layer, &sequences, &qkv)?;
+    core.group.fetch_max(geometry.group(), Relaxed);
     let (q, k, v) = (readable(qkv.q)?, readable(qkv.k)?, readable(qkv.v)?);
     let ((q_storage, q_layout), (k_storage, k_layout), (v_storage, v_layout)) = (
         q.storage_and_layout(),
@@ -114,8 +118,7 @@ pub(crate) fn attend(
     let shape = geometry.shape;
     let kept: usize = layers
         .iter()
-        .filter_map(|layer| layer.heads.first())
-        .map(|head| head.kept())
+        .filter_map(|layer| layer.heads.iter().map(Head::kept).max())
         .sum();
     let pairs = geometry.fresh * (kept + geometry.batch * geometry.fresh.div_ceil(2));
     let step = Step {
@@ -139,10 +142,11 @@ pub(crate) fn attend(
         if plan.id != layer.plan.id {
             layer.adopt_plan(&core.ledger, &plan, sequence.dtype, geometry.group());
         }
+        layer.prepare(&core.ledger, geometry.group());
     }
-    let before: Vec<usize> = layers
+    let before: Vec<Vec<usize>> = layers
         .iter()
-        .map(|layer| layer.heads.first().map_or(0, |h| h.kept()))
+        .map(|layer| layer.heads.iter().map(Head::kept).collect())
         .collect();
     let on_cpu = matches!(qkv.q.device(), Device::Cpu) && !core.settings.force_device_path;
     let attended = if on_cpu {
@@ -155,7 +159,9 @@ pub(crate) fn attend(
         Ok(attended) => attended,
         Err(error) => {
             for (layer, rows) in layers.iter_mut().zip(before) {
-                layer.heads.iter_mut().for_each(|head| head.truncate(rows));
+                for (head, rows) in layer.heads.iter_mut().zip(rows) {
+                    head.truncate(rows);
+                }
             }
             return Err(error);
         }
@@ -230,27 +236,30 @@ fn lock_all<'a>(sequences: &[&'a Sequence], layer: usize) -> Result<Vec<MutexGua
     Ok(guards.into_iter().map(|(_, guard)| guard).collect())
 }
 
-/// How many of a step's last queries count in a layer's scores.
+/// How many of a prefill's last queries are summed up in a layer's scores.
 fn observed(layer: &Layer) -> usize {
     match layer.plan.statistics() {
+        // They are credited one by one, later.
+        _ if layer.plan.credits() => 0,
         Statistics::Every => usize::MAX,
-        Statistics::Sampled | Statistics::Window => OBSERVED_QUERIES,
-        Statistics::Last => 1,
+        Statistics::Sampled => OBSERVED_QUERIES,
+        Statistics::Window(window) => window,
     }
 }
 
-/// Whether a decode step counts in the layer's scores.
+/// Whether a decode step counts in a layer's scores.
 fn counts(layer: &Layer) -> bool {
-    // Steps until the one that evicts, which is 0 itself.
-    let left = layer.plan.interval().map_or(usize::MAX, |interval| {
-        let due = if layer.pending { 0 } else { interval };
-        due.saturating_sub(layer.since + 1)
-    });
     match layer.plan.statistics() {
         Statistics::Every => true,
         Statistics::Sampled => layer.seen.is_multiple_of(OBSERVED_STEPS),
-        Statistics::Window => left < DECODE_WINDOW,
-        Statistics::Last => left == 0,
+        Statistics::Window(window) => {
+            // Steps until the one that evicts, which is 0 itself.
+            let left = layer.plan.interval().map_or(usize::MAX, |interval| {
+                let due = if layer.pending { 0 } else { interval };
+                due.saturating_sub(layer.since + 1)
+            });
+            left < window.min(DECODE_WINDOW)
+        }
     }
 }
 

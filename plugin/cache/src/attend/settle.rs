@@ -1,17 +1,17 @@
 //! The second phase of a step: prefill rows are stored, scores grow, and layers whose turn it is evict,
 //! pack, and measure on a sample what that did to attention.
 
-use std::iter::{once, repeat_n};
+use std::iter::repeat_n;
 use std::sync::MutexGuard;
 
 use cinch_hooks::HookError;
 
 use super::host::packed;
+use super::score::{Source, gather, observe};
 use super::{Step, Sums};
-use crate::layer::{Compaction, Layer, OBSERVED_STEPS, compact};
+use crate::evict::{self, Context, Ranked, compact, rank};
+use crate::layer::{Compaction, Layer};
 use crate::observe::{Probe, WINDOW, relative_error};
-use crate::plan::Plan;
-use crate::select::Statistics;
 use crate::sequence::Sequence;
 use crate::shared::Core;
 use crate::store::{Column, Head, Rebuilt, Targets};
@@ -26,15 +26,12 @@ pub(crate) struct Settled {
 }
 
 struct Task<'a> {
-    row: usize,
-    kv: usize,
     head: &'a mut Head,
-    plan: &'a Plan,
     targets: Targets,
-    seen: usize,
-    sums: Option<&'a [f32]>,
-    layer_scores: &'a [f32],
+    source: Source<'a>,
+    context: Context<'a>,
     what: Option<Compaction>,
+    ranked: Option<Ranked>,
     rebuilt: Rebuilt,
     keep: Option<Vec<u32>>,
     error: Option<f64>,
@@ -59,6 +56,7 @@ pub(crate) fn settle(
             }
         }
         layer.since += fresh;
+        layer.decoded = if fresh == 1 { layer.decoded + 1 } else { 0 };
         let due = fresh > 1 || layer.pending;
         let evict = layer
             .plan
@@ -73,49 +71,84 @@ pub(crate) fn settle(
     let mut tasks = Vec::new();
     for (row, ((layer, sums), what)) in layers.iter_mut().zip(&sums).zip(&whats).enumerate() {
         let layer: &mut Layer = layer;
-        let (plan, targets, seen) = (&*layer.plan, layer.targets, layer.seen + fresh);
-        let layer_scores = layer.scores.as_ref().map_or(&[][..], Column::as_slice);
+        let context = Context {
+            place: layer.place,
+            seen: layer.seen + fresh,
+            scale: step.heads.scale,
+            layer_scores: layer.scores.as_ref().map_or(&[], Column::as_slice),
+            over: false,
+        };
+        let stored = if fresh > 1 { fresh } else { 0 };
+        let budget = layer.plan.budget(layer.place, context.seen);
+        let heads = layer.heads.len();
+        let kept: usize = layer.heads.iter().map(|head| head.kept() + stored).sum();
         for (kv, head) in layer.heads.iter_mut().enumerate() {
-            if fresh == 1
-                && let Some(scores) = &mut head.scores
-            {
-                scores.extend(once(0.0));
+            let context = Context {
+                over: budget.is_some_and(|budget| match layer.plan.floor() {
+                    Some(_) => heads * budget.total < kept,
+                    None => budget.total < head.kept() + stored,
+                }),
+                ..context
+            };
+            if let Some(scores) = &mut head.scores {
+                scores.extend(repeat_n(0.0, fresh));
             }
             let sums = match sums {
                 Sums::None | Sums::Layer(_) => None,
                 Sums::Heads(heads) => heads.get(kv).map(Vec::as_slice),
             };
-            if fresh > 1 || sums.is_some() || what.is_some() {
-                let what = *what;
-                let (rebuilt, keep, error) = (Rebuilt::default(), None, None);
-                tasks.push(Task {
-                    row,
-                    kv,
-                    head,
-                    plan,
-                    targets,
-                    seen,
-                    sums,
-                    layer_scores,
-                    what,
-                    rebuilt,
-                    keep,
-                    error,
-                });
+            if fresh == 1 && sums.is_none() && what.is_none() {
+                continue;
             }
+            let source = Source {
+                plan: &layer.plan,
+                place: layer.place,
+                row,
+                kv,
+                seen: context.seen,
+                decoded: layer.decoded,
+                sums,
+            };
+            tasks.push(Task {
+                head,
+                targets: layer.targets,
+                source,
+                context,
+                what: *what,
+                ranked: None,
+                rebuilt: Rebuilt::default(),
+                keep: None,
+                error: None,
+            });
         }
     }
-    step.run_each(&mut tasks, |task| run(step, task, out))?;
+    // A head is compacted before the next one is stored, unless it has to wait for how others rank.
+    step.run_each(&mut tasks, |task| {
+        store(step, task)?;
+        if task.ranked.is_none() || task.source.plan.floor().is_none() {
+            settle_head(step, task, out)?;
+        }
+        Ok(())
+    })?;
+    if tasks.iter().any(|task| task.ranked.is_some()) {
+        compete(&mut tasks);
+        step.run_each(&mut tasks, |task| {
+            if task.ranked.is_some() {
+                settle_head(step, task, out)?;
+            }
+            Ok(())
+        })?;
+    }
     let mut settled: Vec<Settled> = whats.iter().map(|_| Settled::default()).collect();
     let mut keeps: Vec<Option<Vec<u32>>> = vec![None; whats.len()];
     let heads = step.geometry.shape.kv_heads as f64;
     for task in tasks {
-        let row = &mut settled[task.row];
+        let row = &mut settled[task.source.row];
         row.changed |= task.rebuilt != Rebuilt::default();
         row.evicted += task.rebuilt.evicted as f64 / heads;
         row.errors.extend(task.error);
-        if task.kv == 0 {
-            keeps[task.row] = task.keep;
+        if task.source.kv == 0 {
+            keeps[task.source.row] = task.keep;
         }
     }
     for (((layer, keep), settled), what) in layers.iter_mut().zip(keeps).zip(&settled).zip(&whats) {
@@ -132,62 +165,52 @@ pub(crate) fn settle(
     Ok(settled)
 }
 
-/// Adds a step's sums to the scores that were gathered before it, or lets them take their place.
-fn gather(statistics: Statistics, fresh: usize, scores: &mut [f32], sums: &[f32], factor: f32) {
-    let factor = match statistics {
-        // A decode step stands for those between it and the last that counted.
-        Statistics::Sampled if fresh == 1 => OBSERVED_STEPS as f32 * factor,
-        _ => factor,
-    };
-    let anew = match statistics {
-        Statistics::Sampled | Statistics::Every => false,
-        Statistics::Window => fresh > 1,
-        Statistics::Last => true,
-    };
-    if anew {
-        scores.fill(0.0);
-    }
-    for (score, sum) in scores.iter_mut().zip(sums) {
-        *score += sum * factor;
+/// Where heads compete, gives each its share of the layer's budget. Tasks of a layer lie side by side.
+fn compete(tasks: &mut [Task<'_>]) {
+    for layer in tasks.chunk_by_mut(|a, b| a.source.row == b.source.row) {
+        let floor = layer.first().and_then(|task| task.source.plan.floor());
+        let mut heads: Vec<&mut Ranked> = layer.iter_mut().filter_map(|task| task.ranked.as_mut()).collect();
+        if let Some(floor) = floor {
+            evict::compete(&mut heads, floor);
+        }
     }
 }
 
-fn run(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), HookError> {
+/// Stores and scores; ranks the rows if some will go.
+fn store(step: &Step<'_>, task: &mut Task<'_>) -> Result<(), HookError> {
     let fresh = step.geometry.fresh;
     if fresh > 1 {
         let (mut k, mut v) = (Vec::new(), Vec::new());
-        let k = packed(&step.k.rows(task.row, task.kv), &mut k);
-        let v = packed(&step.v.rows(task.row, task.kv), &mut v);
-        task.head.append(&task.targets, task.seen - fresh, k, v)?;
+        let k = packed(&step.k.rows(task.source.row, task.source.kv), &mut k);
+        let v = packed(&step.v.rows(task.source.row, task.source.kv), &mut v);
+        task.head.append(&task.targets, task.context.seen - fresh, k, v)?;
     }
-    let statistics = task.plan.statistics();
-    if let Some(scores) = &mut task.head.scores {
-        if fresh > 1 {
-            scores.extend(repeat_n(0.0, fresh));
-        }
-        if let Some(sums) = task.sums {
-            gather(statistics, fresh, scores.as_mut_slice(), sums, 1.0);
-        }
+    observe(step, task.head, &task.source)?;
+    if task.what.is_some_and(|what| what.evict) {
+        task.ranked = rank(task.head, task.source.plan, &task.context)?;
     }
+    Ok(())
+}
+
+/// Evicts and packs, and measures on a sample what that did.
+fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), HookError> {
     let Some(what) = task.what else {
         return Ok(());
     };
     (task.rebuilt, task.keep) = compact(
         task.head,
-        task.plan,
+        task.source.plan,
         &task.targets,
         what,
-        task.seen,
-        task.layer_scores,
+        task.ranked.take(),
     )?;
-    if let (Some(scores), true) = (
-        &mut task.head.scores,
-        what.evict && fresh == 1 && statistics == Statistics::Window,
-    ) {
-        // The next window begins.
-        scores.as_mut_slice().fill(0.0);
-    }
-    if task.rebuilt != Rebuilt::default() && step.core.settings.error_sample.includes(step.layer, task.kv) {
+    if task.rebuilt != Rebuilt::default()
+        && step
+            .core
+            .settings
+            .error_sample
+            .includes(step.layer, task.source.kv)
+    {
         task.error = relative_error(step.kernels(), task.head, &step.heads, &probes(step, task, out))?;
     }
     Ok(())
@@ -197,22 +220,22 @@ fn run(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), HookErro
 fn probes<'a>(step: &Step<'_>, task: &Task<'_>, out: &'a [f32]) -> Vec<Probe<'a>> {
     let (geometry, group) = (step.geometry, step.geometry.group());
     let (fresh, v_dim) = (geometry.fresh, step.heads.v_dim);
-    let heads = task.kv * group..(task.kv + 1) * group;
+    let heads = task.source.kv * group..(task.source.kv + 1) * group;
     (fresh - fresh.min(WINDOW)..fresh)
         .map(|token| Probe {
             q: heads
                 .clone()
-                .flat_map(|head| step.q.row(task.row, head, token))
+                .flat_map(|head| step.q.row(task.source.row, head, token))
                 .copied()
                 .collect(),
             exact: heads
                 .clone()
                 .map(|head| {
-                    let at = ((task.row * geometry.q_heads + head) * fresh + token) * v_dim;
+                    let at = ((task.source.row * geometry.q_heads + head) * fresh + token) * v_dim;
                     &out[at..at + v_dim]
                 })
                 .collect(),
-            position: task.seen - fresh + token,
+            position: task.context.seen - fresh + token,
         })
         .collect()
 }

@@ -2,12 +2,15 @@
 //!
 //! A small norm goes with attention received, the paper observes; neither queries nor weights are looked at.
 //!
-//! When not to use it: where quality matters. The paper leaves the first two layers uncompressed, as the observation
-//! does not hold there; here all layers meet the budget, since a budget means what it says.
+//! The observation does not hold in the first layers. The paper leaves two of them uncompressed: `skip_layers`, 0 by
+//! default, since what those keep comes on top of the budget.
+//!
+//! When not to use it: where quality matters.
 
 use std::borrow::Cow;
 
-use super::{Method, Rows, Statistics};
+use super::vector::dot;
+use super::{Method, Reads, Rows, Statistics};
 
 pub(super) struct KeyNorm;
 
@@ -16,13 +19,13 @@ impl Method for KeyNorm {
         Statistics::Sampled
     }
 
-    fn reads_rows(&self) -> bool {
-        true
+    fn reads(&self) -> Reads {
+        Reads::Keys
     }
 
     fn rank<'a>(&self, rows: &Rows<'a>) -> Cow<'a, [f32]> {
         let keys = rows.k.chunks_exact(rows.k_dim);
         // Squares order as norms do.
-        keys.map(|key| -key.iter().map(|x| x * x).sum::<f32>()).collect()
+        keys.map(|key| -dot(key, key)).collect()
     }
 }

@@ -7,7 +7,8 @@
 
 use std::borrow::Cow;
 
-use super::{Method, Rows, Statistics};
+use super::vector::{dot, norm};
+use super::{Method, Reads, Rows, Statistics};
 
 /// Below it, a vector has no direction.
 const LEAST: f32 = 1e-12;
@@ -19,8 +20,8 @@ impl Method for KeyDiff {
         Statistics::Sampled
     }
 
-    fn reads_rows(&self) -> bool {
-        true
+    fn reads(&self) -> Reads {
+        Reads::Keys
     }
 
     fn rank<'a>(&self, rows: &Rows<'a>) -> Cow<'a, [f32]> {
@@ -34,14 +35,7 @@ impl Method for KeyDiff {
                 .for_each(|(sum, x)| *sum += x * inverse);
         }
         // The anchor's own length is the same for all rows, so it is left out.
-        let score = |key: &[f32]| {
-            let dot: f32 = key.iter().zip(&anchor).map(|(a, b)| a * b).sum();
-            -dot / norm(key).max(LEAST)
-        };
-        keys.map(score).collect()
+        keys.map(|key| -dot(key, &anchor) / norm(key).max(LEAST))
+            .collect()
     }
-}
-
-fn norm(x: &[f32]) -> f32 {
-    x.iter().map(|x| x * x).sum::<f32>().sqrt()
 }

@@ -11,7 +11,8 @@
 
 use std::borrow::Cow;
 
-use super::{Method, Rows, Statistics};
+use super::vector::{dot, sum};
+use super::{Method, Reads, Rows, Statistics};
 
 /// Rows of a partition.
 const LAG: usize = 128;
@@ -23,12 +24,12 @@ impl Method for LagKv {
         Statistics::Sampled
     }
 
-    fn reads_rows(&self) -> bool {
-        true
+    fn reads(&self) -> Reads {
+        Reads::KeysAndValues
     }
 
     fn rank<'a>(&self, rows: &Rows<'a>) -> Cow<'a, [f32]> {
-        let first = rows.before(rows.sinks);
+        let first = rows.edges.from;
         let partitions = (rows.kept - first) / LAG;
         if partitions < 2 {
             return (0..rows.kept).map(|row| row as f32).collect();
@@ -69,19 +70,17 @@ fn scores(data: &[f32], dim: usize, at: usize) -> Vec<f32> {
         .zip(&max)
         .map(|(min, max)| if max > min { 1.0 / (max - min) } else { 0.0 })
         .collect();
-    let deviation = |row: &[f32]| {
-        let scaled = || {
-            row.iter()
-                .zip(&min)
-                .zip(&inverse)
-                .map(|((x, min), f)| (x - min) * f)
-        };
-        let mean = scaled().sum::<f32>() / dim as f32;
-        let squares: f32 = scaled().map(|x| (x - mean) * (x - mean)).sum();
-        (squares / (dim as f32 - 1.0).max(1.0)).sqrt()
+    let mut scaled = vec![0.0; dim];
+    let mut deviation = |row: &[f32]| {
+        for (((to, x), min), f) in scaled.iter_mut().zip(row).zip(&min).zip(&inverse) {
+            *to = (x - min) * f;
+        }
+        let mean = sum(&scaled) / dim as f32;
+        scaled.iter_mut().for_each(|x| *x -= mean);
+        (dot(&scaled, &scaled) / (dim as f32 - 1.0).max(1.0)).sqrt()
     };
-    let deviations: Vec<f32> = own.chunks_exact(dim).map(deviation).collect();
+    let deviations: Vec<f32> = own.chunks_exact(dim).map(&mut deviation).collect();
     let top = deviations.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f32 = deviations.iter().map(|x| (x - top).exp()).sum();
-    deviations.iter().map(|x| (x - top).exp() / sum).collect()
+    let total: f32 = deviations.iter().map(|x| (x - top).exp()).sum();
+    deviations.iter().map(|x| (x - top).exp() / total).collect()
 }

@@ -14,7 +14,7 @@ pub(super) struct Tova;
 
 impl Method for Tova {
     fn statistics(&self) -> Statistics {
-        Statistics::Last
+        Statistics::Window(1)
     }
 
     fn per_head(&self) -> bool {

@@ -135,6 +135,24 @@ impl Block {
         Ok(())
     }
 
+    /// Packs one row again, with other values.
+    pub(crate) fn replace(&mut self, dims: Dims, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
+        let (pair, base) = (self.pair, self.capacity * self.k_row);
+        let (to_k, to_v) = self.data.split_at_mut(base);
+        let to_k = &mut to_k[row * self.k_row..(row + 1) * self.k_row];
+        let to_v = &mut to_v[row * self.v_row..(row + 1) * self.v_row];
+        if pair.rotated {
+            let mut rotated = k.to_vec();
+            dims.kernels.rotate(dims.k, &mut rotated).map_err(kernel)?;
+            dims.kernels
+                .pack(pair.k, dims.k, &rotated, to_k)
+                .map_err(kernel)?;
+        } else {
+            dims.kernels.pack(pair.k, dims.k, k, to_k).map_err(kernel)?;
+        }
+        dims.kernels.pack(pair.v, dims.v, v, to_v).map_err(kernel)
+    }
+
     /// Copies rows out of `source`, transcoding K and V where the codecs differ.
     pub(crate) fn push_from(
         &mut self,
@@ -210,26 +228,22 @@ impl Block {
         }
     }
 
-    /// Unpacks the first `rows` rows.
-    pub(crate) fn unpack(
-        &self,
-        dims: Dims,
-        rows: usize,
-        k: &mut Vec<f32>,
-        v: &mut Vec<f32>,
-    ) -> Result<(), HookError> {
-        let (k_from, v_from) = (k.len(), v.len());
-        k.resize(k_from + rows * dims.k, 0.0);
-        v.resize(v_from + rows * dims.v, 0.0);
+    /// Unpacks all keys, out of their rotation.
+    pub(crate) fn unpack_keys(&self, dims: Dims, to: &mut [f32]) -> Result<(), HookError> {
         let kernels = dims.kernels;
         kernels
-            .unpack(self.pair.k, dims.k, self.k(0, rows), &mut k[k_from..])
+            .unpack(self.pair.k, dims.k, self.k(0, self.rows), to)
             .map_err(kernel)?;
         if self.pair.rotated {
-            kernels.rotate(dims.k, &mut k[k_from..]).map_err(kernel)?;
+            kernels.rotate(dims.k, to).map_err(kernel)?;
         }
-        kernels
-            .unpack(self.pair.v, dims.v, self.v(0, rows), &mut v[v_from..])
+        Ok(())
+    }
+
+    /// Unpacks all values.
+    pub(crate) fn unpack_values(&self, dims: Dims, to: &mut [f32]) -> Result<(), HookError> {
+        dims.kernels
+            .unpack(self.pair.v, dims.v, self.v(0, self.rows), to)
             .map_err(kernel)
     }
 }

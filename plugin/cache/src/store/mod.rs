@@ -68,6 +68,10 @@ pub(crate) struct Head {
     positions: Option<Column<u32>>,
     /// Accumulated attention of each row, where this head has scores of its own.
     pub(crate) scores: Option<Column<f32>>,
+    /// Of the queries that attended to this head, where its method asks for them.
+    pub(crate) moments: Option<Column<f32>>,
+    /// The cosine from which on evicted rows are merged into kept ones; `None` before the first merge.
+    pub(crate) threshold: Option<f32>,
 }
 
 impl Head {
@@ -79,6 +83,8 @@ impl Head {
             kept: 0,
             positions: None,
             scores: None,
+            moments: None,
+            threshold: None,
         }
     }
 
@@ -103,6 +109,7 @@ impl Head {
         self.blocks.iter().map(|block| block.bytes()).sum::<usize>()
             + self.positions.as_ref().map_or(0, Column::bytes)
             + self.scores.as_ref().map_or(0, Column::bytes)
+            + self.moments.as_ref().map_or(0, Column::bytes)
     }
 
     /// Rows `from..to` as the kernels take them.
@@ -130,12 +137,33 @@ impl Head {
 
     /// All rows in f32, K and V.
     pub(crate) fn unpack(&self) -> Result<(Vec<f32>, Vec<f32>), HookError> {
-        let mut k = Vec::with_capacity(self.kept * self.dims.k);
-        let mut v = Vec::with_capacity(self.kept * self.dims.v);
+        Ok((self.unpack_keys()?, self.unpack_values()?))
+    }
+
+    /// K of all rows in f32, in its own basis.
+    pub(crate) fn unpack_keys(&self) -> Result<Vec<f32>, HookError> {
+        let mut k = vec![0.0; self.kept * self.dims.k];
+        let mut rest = &mut k[..];
         for block in &self.blocks {
-            block.unpack(self.dims, block.rows(), &mut k, &mut v)?;
+            let rows = rest
+                .split_off_mut(..block.rows() * self.dims.k)
+                .unwrap_or_default();
+            block.unpack_keys(self.dims, rows)?;
         }
-        Ok((k, v))
+        Ok(k)
+    }
+
+    /// V of all rows in f32.
+    pub(crate) fn unpack_values(&self) -> Result<Vec<f32>, HookError> {
+        let mut v = vec![0.0; self.kept * self.dims.v];
+        let mut rest = &mut v[..];
+        for block in &self.blocks {
+            let rows = rest
+                .split_off_mut(..block.rows() * self.dims.v)
+                .unwrap_or_default();
+            block.unpack_values(self.dims, rows)?;
+        }
+        Ok(v)
     }
 
     /// Appends contiguous rows at positions `seen..`, in the store's own codec. On an error (a value that
@@ -208,6 +236,29 @@ impl Head {
         Arc::get_mut(block).expect("a block just made has one owner")
     }
 
+    /// Puts other values in the place of `rows` (strictly increasing), `k` and `v` having as many, each in its row's codec.
+    pub(crate) fn replace(&mut self, rows: &[usize], k: &[f32], v: &[f32]) -> Result<(), HookError> {
+        let dims = self.dims;
+        let values = k.chunks_exact(dims.k).zip(v.chunks_exact(dims.v));
+        let (mut index, mut start) = (0, 0);
+        for (row, (k, v)) in rows.iter().zip(values) {
+            while index < self.blocks.len() && *row >= start + self.blocks[index].rows() {
+                start += self.blocks[index].rows();
+                index += 1;
+            }
+            let Some(block) = self.blocks.get_mut(index) else {
+                return Ok(());
+            };
+            if Arc::get_mut(block).is_none() {
+                *block = Arc::new(block.duplicate());
+            }
+            if let Some(block) = Arc::get_mut(block) {
+                block.replace(dims, row - start, k, v)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Drops all but the first `rows` rows.
     pub(crate) fn truncate(&mut self, rows: usize) {
         if rows >= self.kept {
@@ -265,6 +316,8 @@ impl Head {
             kept: self.kept,
             positions: self.positions.as_ref().map(Column::duplicate),
             scores: self.scores.as_ref().map(Column::duplicate),
+            moments: self.moments.as_ref().map(Column::duplicate),
+            threshold: self.threshold,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use cinch_cache::{BlockView, LayerView, Plugin};
 use cinch_kernels::Codec;
-use cinch_protocol::{Bits, Policy};
+use cinch_protocol::{Bits, Heads, Layers, Policy};
 
 use super::*;
 
@@ -57,6 +57,35 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"select": {"method": "lagkv", "budget": 0.4, "recent": 16, "interval": 8}}"#,
         ),
         (
+            "scissorhands",
+            r#"{"select": {"method": "scissorhands", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "keyformer×k8v8",
+            r#"{"select": {"method": "keyformer", "budget": 0.4, "recent": 16, "interval": 8},
+                "quantize": {"k_bits": 8, "v_bits": 8}}"#,
+        ),
+        (
+            "expected_attention",
+            r#"{"select": {"method": "expected_attention", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "snapkv pyramid",
+            r#"{"select": {"method": "snapkv", "budget": 0.4, "recent": 16, "interval": 8, "layers": "pyramid"}}"#,
+        ),
+        (
+            "expected_attention adaptive×k4v4 rotated",
+            r#"{"select": {"method": "expected_attention", "budget": 0.4, "recent": 16, "interval": 8,
+                           "heads": "adaptive"},
+                "quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "residual": 16}}"#,
+        ),
+        (
+            "h2o pyramid adaptive d2o×int8",
+            r#"{"select": {"method": "h2o", "budget": 0.5, "recent": 16, "interval": 8, "layers": "pyramid",
+                           "heads": "adaptive", "floor": 0.1, "merge": "d2o"},
+                "quantize": {"k_bits": 8, "v_bits": 8}}"#,
+        ),
+        (
             "h2o×int4",
             r#"{"select": {"method": "h2o", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
                 "quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#,
@@ -93,9 +122,9 @@ pub(crate) fn total(policy: &Policy, seen: usize) -> usize {
 /// What must hold of a sequence that lived under one policy; `at` is `seen` at its last eviction.
 pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> Vec<LayerView> {
     let layers = check_invariants(plugin, seq);
-    let kept = total(policy, at) + seq.seen - at;
+    check_budget(policy, &layers, total(policy, at), seq.seen - at);
     for head in layers.iter().flat_map(|layer| &layer.heads) {
-        assert_eq!(head.positions.len(), kept, "the budget is met exactly");
+        let kept = head.positions.len();
         if let Some(select) = &policy.select {
             let sinks = (select.sinks as usize).min(seq.seen);
             assert!(
@@ -111,6 +140,42 @@ pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> V
         check_codecs(policy, &head.blocks, kept);
     }
     layers
+}
+
+/// The budget is met exactly: by every head, or by a layer's together where they compete, or by all layers of a pyramid.
+pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, since: usize) {
+    let kept: Vec<Vec<usize>> = layers
+        .iter()
+        .map(|layer| layer.heads.iter().map(|head| head.positions.len()).collect())
+        .collect();
+    let select = policy.select.as_ref();
+    let heads = kept[0].len();
+    let floor = select
+        .filter(|select| select.heads == Heads::Adaptive)
+        .map(|select| select.floor.unwrap_or(0.2));
+    if select.is_some_and(|select| select.layers == Layers::Pyramid) {
+        let all: usize = kept.iter().flatten().sum();
+        assert_eq!(all, layers.len() * heads * (total + since), "{kept:?}");
+        let sums: Vec<usize> = kept.iter().map(|heads| heads.iter().sum()).collect();
+        assert!(sums.is_sorted_by(|a, b| a >= b), "{kept:?}");
+        return;
+    }
+    for kept in kept {
+        match floor {
+            None => assert!(
+                kept.iter().all(|kept| *kept == total + since),
+                "{kept:?}, not {total} + {since}"
+            ),
+            Some(floor) => {
+                assert_eq!(kept.iter().sum::<usize>(), heads * (total + since), "{kept:?}");
+                let least = (floor * total as f64) as usize + since;
+                assert!(
+                    kept.iter().all(|kept| *kept >= least),
+                    "{kept:?}, at least {least}"
+                );
+            }
+        }
+    }
 }
 
 pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {

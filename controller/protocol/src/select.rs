@@ -1,0 +1,326 @@
+//! Which tokens stay: a method that ranks them, and how a budget is spread over layers and heads.
+//!
+//! Invariant: a field that the chosen method has no use for is refused, not ignored.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{PolicyError, range};
+
+/// Which tokens stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {
+    /// How rows are ranked.
+    pub method: SelectMethod,
+    /// Fraction of the tokens seen that stays, sinks and recent included. 0.02 ..= 1.0.
+    pub budget: f64,
+    /// First tokens that are never evicted. 0 ..= 128.
+    #[serde(default = "Select::default_sinks")]
+    pub sinks: u32,
+    /// Last tokens that are never evicted. 16 ..= 4096.
+    #[serde(default = "Select::default_recent")]
+    pub recent: u32,
+    /// Decoded tokens between two evictions. 1 ..= 1024.
+    #[serde(default = "Select::default_interval")]
+    pub interval: u32,
+    /// Last queries that rank the rows. 1 ..= 64, by default 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u32>,
+    /// Neighbours that a score is averaged over, itself included. Odd, 1 ..= 15, by default 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<u32>,
+    /// First layers that keep every token, beside the budget of the others. 0 ..= 16, by default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_layers: Option<u32>,
+    /// What noise is drawn from. By default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u32>,
+    /// Temperature that scores are softened by after 512 decoded tokens; it begins at 1. 1.0 ..= 8.0, by default 2.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// How the budget is spread over layers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub layers: Layers,
+    /// How much less than the mean the last layer of a pyramid gets: 1/beta of it. 2 ..= 100, by default 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta: Option<u32>,
+    /// How a layer's budget is spread over its KV heads.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub heads: Heads,
+    /// Share of an even budget that each head keeps at least, with adaptive heads. 0.0 ..= 1.0, by default 0.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<f64>,
+    /// What becomes of evicted rows.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub merge: Merge,
+}
+
+/// How a budget is spread over layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layers {
+    /// The same to each.
+    #[default]
+    Even,
+    /// More to the first, less to the last (`PyramidKV`, arXiv 2406.02069); the total is the same.
+    Pyramid,
+}
+
+/// How a layer's budget is spread over its KV heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heads {
+    /// The same to each.
+    #[default]
+    Even,
+    /// To those whose rows score highest (Ada-KV, arXiv 2407.11550); the layer's total is the same. Only with methods
+    /// whose scores are on one scale in all heads.
+    Adaptive,
+}
+
+/// What becomes of evicted rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Merge {
+    /// They are dropped.
+    #[default]
+    None,
+    /// Each is merged into the kept row whose key is most like its own (D2O, arXiv 2406.13035).
+    D2o,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Declares the methods: a line each with its name in a policy and the fields that only some methods have.
+macro_rules! methods {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal [$($field:literal),*];)*) => {
+        /// Selective token strategies.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum SelectMethod {
+            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
+        }
+
+        impl SelectMethod {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Its name in a policy.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// The fields of [`Select`] that are this method's and not every method's.
+            #[must_use]
+            pub const fn fields(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$variant => &[$($field),*],)*
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    /// `StreamingLLM` (arXiv 2309.17453): sinks and the most recent tokens.
+    Streaming = "streaming" [];
+    /// H2O (arXiv 2306.14048): heavy hitters by accumulated attention, and the most recent tokens.
+    H2o = "h2o" ["heads"];
+    /// TOVA (arXiv 2401.06104): what the last query attends to most, the same tokens in all heads of a layer.
+    Tova = "tova" [];
+    /// `SnapKV` (arXiv 2404.14469): what the last queries attend to most, smoothed over neighbours.
+    Snapkv = "snapkv" ["window", "kernel", "heads"];
+    /// Scissorhands (arXiv 2305.17118): tokens that the last queries attend to more than to the average one.
+    Scissorhands = "scissorhands" ["window", "heads"];
+    /// Keyformer (arXiv 2403.09054): accumulated attention, with noise and a temperature that rises.
+    Keyformer = "keyformer" ["seed", "temperature", "heads"];
+    /// Expected Attention (arXiv 2510.00636): the weight that queries like those so far would give.
+    ExpectedAttention = "expected_attention" ["heads"];
+    /// Key norm (arXiv 2406.11430): keys of the smallest norm.
+    KeyNorm = "key_norm" ["skip_layers"];
+    /// `KeyDiff` (arXiv 2504.15364): keys least like the mean key.
+    Keydiff = "keydiff" [];
+    /// `LagKV` (arXiv 2504.04704): tokens that stand out against the partition that follows theirs.
+    Lagkv = "lagkv" [];
+}
+
+impl Select {
+    fn default_sinks() -> u32 {
+        4
+    }
+    fn default_recent() -> u32 {
+        64
+    }
+    fn default_interval() -> u32 {
+        64
+    }
+
+    /// Checks every field against its range, and that the method has a use for it.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        range("select.budget", self.budget, 0.02, 1.0)?;
+        range("select.sinks", self.sinks, 0, 128)?;
+        range("select.recent", self.recent, 16, 4096)?;
+        range("select.interval", self.interval, 1, 1024)?;
+        if let Some(window) = self.own("window", self.window)? {
+            range("select.window", window, 1, 64)?;
+        }
+        if let Some(kernel) = self.own("kernel", self.kernel)? {
+            range("select.kernel", kernel, 1, 15)?;
+            if kernel % 2 == 0 {
+                return Err(PolicyError::new(
+                    "select.kernel",
+                    kernel,
+                    "odd numbers from 1 to 15",
+                ));
+            }
+        }
+        if let Some(layers) = self.own("skip_layers", self.skip_layers)? {
+            range("select.skip_layers", layers, 0, 16)?;
+        }
+        self.own("seed", self.seed)?;
+        if let Some(temperature) = self.own("temperature", self.temperature)? {
+            range("select.temperature", temperature, 1.0, 8.0)?;
+        }
+        self.validate_spread()
+    }
+
+    fn validate_spread(&self) -> Result<(), PolicyError> {
+        let only = |field: &str, given: &dyn fmt::Display, allowed: &str| {
+            Err(PolicyError::new(&format!("select.{field}"), given, allowed))
+        };
+        if let Some(beta) = self.beta {
+            if self.layers != Layers::Pyramid {
+                return only("beta", &beta, "only with layers pyramid");
+            }
+            range("select.beta", beta, 2, 100)?;
+        }
+        if let Some(layers) = self.skip_layers.filter(|_| self.layers == Layers::Pyramid) {
+            return only("skip_layers", &layers, "only with layers even");
+        }
+        if self.heads == Heads::Adaptive {
+            self.own("heads", Some("adaptive"))?;
+        }
+        if let Some(floor) = self.floor {
+            if self.heads != Heads::Adaptive {
+                return only("floor", &floor, "only with heads adaptive");
+            }
+            range("select.floor", floor, 0.0, 1.0)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a value of a field that the method does not have.
+    fn own<T: fmt::Display>(&self, field: &str, given: Option<T>) -> Result<Option<T>, PolicyError> {
+        match given {
+            Some(given) if !self.method.fields().contains(&field) => {
+                let with = SelectMethod::ALL.iter().filter(|m| m.fields().contains(&field));
+                let with: Vec<&str> = with.map(|method| method.name()).collect();
+                let allowed = format!("only with method {}", with.join(" or "));
+                Err(PolicyError::new(&format!("select.{field}"), given, &allowed))
+            }
+            given => Ok(given),
+        }
+    }
+}
+
+impl fmt::Display for Select {
+    /// For logs: `h2o 0.5`, `snapkv 0.5 pyramid adaptive d2o`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method.name(), self.budget)?;
+        if self.layers == Layers::Pyramid {
+            f.write_str(" pyramid")?;
+        }
+        if self.heads == Heads::Adaptive {
+            f.write_str(" adaptive")?;
+        }
+        if self.merge == Merge::D2o {
+            f.write_str(" d2o")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+    use super::*;
+
+    fn select(method: SelectMethod, rest: &str) -> Result<(), PolicyError> {
+        let json = format!(r#"{{"method": "{}", "budget": 0.5{rest}}}"#, method.name());
+        serde_json::from_str::<Select>(&json).unwrap().validate()
+    }
+
+    #[test]
+    fn a_field_of_another_method_is_refused_by_name() {
+        let fields = [
+            ("window", "8"),
+            ("kernel", "3"),
+            ("skip_layers", "2"),
+            ("seed", "7"),
+            ("temperature", "3.0"),
+            ("heads", r#""adaptive""#),
+        ];
+        for method in SelectMethod::ALL {
+            assert_eq!(select(*method, ""), Ok(()));
+            for (field, value) in fields {
+                let given = select(*method, &format!(r#", "{field}": {value}"#));
+                if method.fields().contains(&field) {
+                    assert_eq!(given, Ok(()), "{}", method.name());
+                } else {
+                    let error = given.unwrap_err();
+                    assert_eq!(error.field, format!("select.{field}"));
+                    assert!(error.allowed.starts_with("only with method "), "{error}");
+                }
+            }
+        }
+        let error = select(SelectMethod::H2o, r#", "window": 8"#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "select.window: given 8, allowed only with method snapkv or scissorhands"
+        );
+    }
+
+    #[test]
+    fn fields_have_ranges() {
+        use SelectMethod::{KeyNorm, Keyformer, Snapkv};
+        for (method, rest) in [
+            (Snapkv, r#", "window": 0"#),
+            (Snapkv, r#", "window": 65"#),
+            (Snapkv, r#", "kernel": 4"#),
+            (Snapkv, r#", "kernel": 17"#),
+            (KeyNorm, r#", "skip_layers": 17"#),
+            (Keyformer, r#", "temperature": 0.5"#),
+            (Keyformer, r#", "temperature": 9.0"#),
+            (Snapkv, r#", "beta": 20"#),
+            (Snapkv, r#", "layers": "pyramid", "beta": 1"#),
+            (Snapkv, r#", "floor": 0.5"#),
+            (Snapkv, r#", "heads": "adaptive", "floor": 1.5"#),
+            (KeyNorm, r#", "layers": "pyramid", "skip_layers": 1"#),
+        ] {
+            assert!(select(method, rest).is_err(), "{rest}");
+        }
+    }
+
+    #[test]
+    fn wrappers_are_spoken_of_and_defaults_are_not() {
+        let json = r#"{"method":"snapkv","budget":0.5,"sinks":4,"recent":64,"interval":64"#;
+        let full =
+            format!(r#"{json},"layers":"pyramid","beta":9,"heads":"adaptive","floor":0.1,"merge":"d2o"}}"#);
+        let select: Select = serde_json::from_str(&full).unwrap();
+        assert_eq!(select.validate(), Ok(()));
+        assert_eq!(select.to_string(), "snapkv 0.5 pyramid adaptive d2o");
+        assert_eq!(serde_json::to_string(&select).unwrap(), full);
+        let plain: Select = serde_json::from_str(&format!("{json}}}")).unwrap();
+        assert_eq!(serde_json::to_string(&plain).unwrap(), format!("{json}}}"));
+    }
+}

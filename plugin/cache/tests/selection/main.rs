@@ -1,0 +1,192 @@
+//! Kept sets of every selection method against oracles in f64, written from the papers: they replay every step over
+//! plain lists and share nothing with the crate.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod merge;
+mod ranks;
+mod replay;
+
+use cinch_protocol::SelectMethod;
+use common::*;
+use replay::Layer;
+
+/// Steps through both, and compares what they keep, its scores and what it gives.
+fn replay(json: &str, steps: &[usize], text: u64) {
+    let policy = policy(json);
+    let select = policy.select.clone().unwrap();
+    let plugin = plugin(policy);
+    let mut seq = [open(&plugin, &SMALL, 1, text)];
+    let mut oracles: Vec<Layer> = (0..SMALL.layers).map(|layer| Layer::new(text, layer)).collect();
+    for fresh in steps {
+        let outs = step(&plugin, &SMALL, &mut seq, *fresh);
+        let layers = check_invariants(&plugin, &seq[0]);
+        for ((oracle, layer), out) in oracles.iter_mut().zip(&layers).zip(outs) {
+            let outputs = oracle.step(&select, *fresh);
+            for (q_head, output) in outputs.iter().enumerate() {
+                let last = ((q_head + 1) * fresh - 1) * SMALL.v_dim;
+                for (x, exact) in out[last..last + SMALL.v_dim].iter().zip(output) {
+                    assert!((f64::from(*x) - exact).abs() < 1e-4, "{json}: {x}, not {exact}");
+                }
+            }
+            for (head, view) in oracle.heads.iter().zip(&layer.heads) {
+                assert_eq!(
+                    view.positions,
+                    head.positions(),
+                    "{json}, layer {}, head {} after {} tokens",
+                    head.layer,
+                    head.kv,
+                    seq[0].seen
+                );
+                for (score, row) in view.scores.iter().flatten().zip(&head.rows) {
+                    assert!(
+                        (f64::from(*score) - row.score).abs() < 1e-4 * (1.0 + row.score),
+                        "{json}: score of {} is {score}, not {}",
+                        row.position,
+                        row.score
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn steps(prefill: &[usize], decode: usize) -> Vec<usize> {
+    let decode = std::iter::repeat_n(1, decode);
+    prefill.iter().copied().chain(decode).collect()
+}
+
+fn select(method: SelectMethod, rest: &str) -> String {
+    let name = method.name();
+    format!(r#"{{"store": "exact", "select": {{"method": "{name}", {rest}}}}}"#)
+}
+
+#[test]
+fn a_prompt_at_once_and_decoding() {
+    for method in SelectMethod::ALL {
+        let json = select(*method, r#""budget": 0.5, "recent": 16, "interval": 8"#);
+        replay(&json, &steps(&[130], 40), 20);
+    }
+}
+
+#[test]
+fn a_prompt_in_chunks_and_intervals_longer_than_a_window() {
+    for method in SelectMethod::ALL {
+        let json = select(
+            *method,
+            r#""budget": 0.25, "sinks": 2, "recent": 20, "interval": 40"#,
+        );
+        replay(&json, &steps(&[70, 1, 64, 33, 2], 90), 21);
+    }
+}
+
+#[test]
+fn long_chunks() {
+    for method in SelectMethod::ALL {
+        let json = select(*method, r#""budget": 0.6, "recent": 32, "interval": 16"#);
+        replay(&json, &steps(&[300, 280], 20), 22);
+    }
+}
+
+#[test]
+fn a_second_turn() {
+    for method in SelectMethod::ALL {
+        let json = select(
+            *method,
+            r#""budget": 0.3, "sinks": 0, "recent": 16, "interval": 1"#,
+        );
+        replay(&json, &[steps(&[60], 20), steps(&[50], 10)].concat(), 23);
+    }
+}
+
+/// Nothing left to choose, everything kept, and sinks beyond what is left.
+#[test]
+fn budgets_at_their_ends() {
+    for method in SelectMethod::ALL {
+        for (rest, prompt, decode) in [
+            (
+                r#""budget": 0.02, "sinks": 0, "recent": 16, "interval": 1"#,
+                [1, 50, 25],
+                20,
+            ),
+            (r#""budget": 1.0, "recent": 16, "interval": 4"#, [20, 2, 2], 20),
+            (
+                r#""budget": 0.75, "sinks": 9, "recent": 20, "interval": 16"#,
+                [40, 30, 2],
+                40,
+            ),
+            (
+                r#""budget": 0.07, "sinks": 64, "recent": 16, "interval": 3"#,
+                [30, 30, 30],
+                12,
+            ),
+        ] {
+            replay(&select(*method, rest), &steps(&prompt, decode), 26);
+        }
+    }
+}
+
+#[test]
+fn every_field_of_a_method_counts() {
+    use SelectMethod::{KeyNorm, Keyformer, Scissorhands, Snapkv};
+    for (method, fields) in [
+        (Snapkv, r#""window": 7"#),
+        (Snapkv, r#""window": 40, "kernel": 1"#),
+        (Snapkv, r#""kernel": 15"#),
+        (Scissorhands, r#""window": 16"#),
+        (Scissorhands, r#""window": 1"#),
+        (Keyformer, r#""seed": 4294967295"#),
+        (Keyformer, r#""seed": 7, "temperature": 8.0"#),
+        (Keyformer, r#""temperature": 1.0"#),
+        (KeyNorm, r#""skip_layers": 1"#),
+    ] {
+        let json = select(
+            method,
+            &format!(r#""budget": 0.4, "recent": 16, "interval": 5, {fields}"#),
+        );
+        replay(&json, &steps(&[90, 30], 60), 24);
+    }
+}
+
+#[test]
+fn layers_and_heads_compete_and_rows_merge() {
+    for method in SelectMethod::ALL {
+        let adaptive = method.fields().contains(&"heads");
+        for wrapper in [
+            r#""layers": "pyramid""#,
+            r#""layers": "pyramid", "beta": 3"#,
+            r#""merge": "d2o""#,
+            r#""heads": "adaptive""#,
+            r#""heads": "adaptive", "floor": 0.0"#,
+            r#""heads": "adaptive", "floor": 1.0"#,
+            r#""heads": "adaptive", "layers": "pyramid", "merge": "d2o""#,
+        ] {
+            if adaptive || !wrapper.contains("adaptive") {
+                let budget = r#""budget": 0.45, "recent": 16, "interval": 7"#;
+                let json = select(*method, &format!("{budget}, {wrapper}"));
+                replay(&json, &steps(&[80, 2, 60], 30), 25);
+            }
+        }
+    }
+}
+
+#[test]
+fn noise_depends_on_the_seed_alone() {
+    let kept = |seed: u32, request: usize| {
+        let json = select(
+            SelectMethod::Keyformer,
+            &format!(r#""budget": 0.3, "recent": 16, "seed": {seed}"#),
+        );
+        let plugin = plugin(policy(&json));
+        let mut seq = [open(&plugin, &SMALL, request, 5)];
+        step(&plugin, &SMALL, &mut seq, 200);
+        check_invariants(&plugin, &seq[0])[0].heads[0].positions.clone()
+    };
+    assert_eq!(
+        kept(1, 1),
+        kept(1, 2),
+        "requests of one seed and text keep the same rows"
+    );
+    assert_ne!(kept(1, 1), kept(2, 1));
+}

@@ -6,6 +6,7 @@
 //! `run_attention`: an error, never a silent fallback.
 
 mod chunk;
+mod greedy;
 mod prefix;
 mod schedule;
 
@@ -26,6 +27,7 @@ use crate::sequence::Sequence;
 
 pub use chunk::Chunks;
 pub(crate) use chunk::{decoded, run as run_chunk, spent as spent_on_chunks, whole as whole_prompts};
+pub(crate) use greedy::most_likely;
 pub(crate) use prefix::ManagedPrefixes;
 pub(crate) use schedule::schedule;
 

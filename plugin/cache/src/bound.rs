@@ -26,7 +26,7 @@ pub(crate) fn layer(
     let targets = plan.targets(dtype);
     let row = |pair: Pair| pair.k.row_bytes(shape.k_dim) + pair.v.row_bytes(shape.v_dim);
     // Between two evictions rows gather that the next one drops.
-    let kept = match (plan.budget(place, tokens), plan.interval()) {
+    let kept = match (plan.budget(place, tokens, 0), plan.interval()) {
         (Some(budget), Some(interval)) => (budget.total + interval).min(tokens),
         _ => tokens,
     };

@@ -18,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub(crate) place: Place,
     /// Tokens seen, those of this step included.
     pub(crate) seen: usize,
+    /// Tokens of the prompt, those to come included.
+    pub(crate) prompt: usize,
     /// What logits are scaled by.
     pub(crate) scale: f32,
     /// The layer's scores, for a head that has none of its own.
@@ -37,7 +39,8 @@ pub(crate) struct Ranked {
 
 /// Ranks the rows of a head where some rows go.
 pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Option<Ranked>, HookError> {
-    let Some((method, budget)) = plan.method().zip(plan.budget(context.place, context.seen)) else {
+    let budget = plan.budget(context.place, context.seen, context.prompt);
+    let Some((method, budget)) = plan.method().zip(budget) else {
         return Ok(None);
     };
     let (kept, Budget { total, .. }) = (head.kept(), budget);

@@ -31,6 +31,8 @@ pub(crate) struct Layer {
     pub(crate) shape: LayerShape,
     /// Tokens this layer has processed.
     pub(crate) seen: usize,
+    /// Tokens of the prompt, those to come included; 0 where nobody said.
+    pub(crate) prompt: usize,
     /// The plan it last compacted itself by.
     pub(crate) plan: Arc<Plan>,
     pub(crate) targets: Targets,
@@ -85,6 +87,7 @@ impl Layer {
             place,
             shape,
             seen: 0,
+            prompt: 0,
             plan: plan.clone(),
             targets: plan.targets(dtype),
             pending: false,
@@ -203,6 +206,7 @@ impl Layer {
             place: self.place,
             shape: self.shape,
             seen: self.seen,
+            prompt: self.prompt,
             plan: self.plan.clone(),
             targets: self.targets,
             pending: self.pending,

@@ -103,14 +103,15 @@ impl Plan {
         self.select.as_ref().map(|select| &*select.method)
     }
 
-    /// How many rows stay in a layer of `seen` tokens; `None`: all.
-    pub(crate) fn budget(&self, place: Place, seen: usize) -> Option<Budget> {
+    /// How many rows stay in a layer of `seen` tokens; `None`: all. A prompt that comes in chunks and is `prompt` tokens in
+    /// all gets its whole budget from the first chunk on: what later chunks attend to goes only when there is no room.
+    pub(crate) fn budget(&self, place: Place, seen: usize, prompt: usize) -> Option<Budget> {
         let select = self.select.as_ref()?;
         if place.layer < select.skip_layers {
             return None;
         }
         // A budget like 0.07 of 100 must be 7, not 8: the product is only nearly an integer.
-        let share = (select.budget * seen as f64 - 1e-9).ceil() as usize;
+        let share = (select.budget * seen.max(prompt) as f64 - 1e-9).ceil() as usize;
         let mut budget = Budget {
             total: share.max(self.sinks + select.recent).min(seen),
             sinks: self.sinks,

@@ -2,6 +2,7 @@
 //! at a time, and what others read of a sequence comes from its gauges without waiting.
 
 use std::any::Any;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
@@ -36,6 +37,8 @@ pub(crate) struct Sequence {
     pub(crate) gauges: Arc<Gauges>,
     shapes: Vec<LayerShape>,
     owner: Mutex<Owner>,
+    /// Tokens of the prompt it is to serve, 0 as long as nobody said.
+    prompt: AtomicUsize,
     /// What the tokens it was forked with were served with.
     inherited: Vec<Served>,
 }
@@ -64,6 +67,7 @@ impl Sequence {
             .collect();
         let sequence = Self::assemble(core, info.dtype, &info.layers, layers, Vec::new());
         request.join(&sequence.gauges, info.prompt_tokens, &[]);
+        sequence.prompt.store(info.prompt_tokens, Relaxed);
         *lock(&sequence.owner) = Owner::Request(request);
         sequence
     }
@@ -82,6 +86,7 @@ impl Sequence {
             gauges: Arc::new(Gauges::new(shapes)),
             shapes: shapes.to_vec(),
             owner: Mutex::new(Owner::Adrift),
+            prompt: AtomicUsize::new(0),
             inherited,
             layers: layers.into_iter().map(Mutex::new).collect(),
         };
@@ -93,6 +98,11 @@ impl Sequence {
 
     pub(crate) fn shapes(&self) -> &[LayerShape] {
         &self.shapes
+    }
+
+    /// Tokens of the prompt it serves, those to come included; 0 where nobody said.
+    pub(crate) fn prompt(&self) -> usize {
+        self.prompt.load(Relaxed)
     }
 
     pub(crate) fn owner(&self) -> Owner {
@@ -122,6 +132,7 @@ impl Sequence {
             Owner::Adrift => {}
         }
         request.join(&self.gauges, prompt_tokens, &self.inherited);
+        self.prompt.store(prompt_tokens, Relaxed);
         *lock(&self.owner) = Owner::Request(request);
     }
 
@@ -163,7 +174,7 @@ impl SequenceCache for Sequence {
                 self.core.prefix_kept(fork.id, &fork.gauges);
                 *lock(&fork.owner) = Owner::Prefix;
             }
-            (ForkRole::Sequence, Owner::Request(request)) => fork.rehome(request, 0),
+            (ForkRole::Sequence, Owner::Request(request)) => fork.rehome(request, self.prompt()),
             (ForkRole::Sequence, Owner::Prefix | Owner::Adrift) => {}
         }
         Ok(Arc::new(fork))

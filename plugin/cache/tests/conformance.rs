@@ -29,6 +29,32 @@ fn prefill_is_exact_and_leaves_the_budget() {
     });
 }
 
+/// What a whole prompt has room for stays from its first chunk on: nothing goes that a later chunk could still attend to.
+#[test]
+fn a_prompt_in_chunks_has_its_whole_budget_from_the_first_chunk_on() {
+    each(|_, policy| {
+        let plugin = plugin(policy.clone());
+        let cache = plugin.open(&SMALL.info(1, 1, 200)).unwrap();
+        let mut seq = [Seq {
+            cache,
+            text: 7,
+            seen: 0,
+        }];
+        for chunk in [60, 70, 70] {
+            step(&plugin, &SMALL, &mut seq, chunk);
+            let layers = check_invariants(&plugin, &seq[0]);
+            check_budget(policy, &layers, total(policy, 200).min(seq[0].seen), 0);
+        }
+        // Decoding goes by the tokens seen, as ever.
+        let interval = policy.select.as_ref().map_or(1, |select| select.interval as usize);
+        for _ in 0..interval {
+            step(&plugin, &SMALL, &mut seq, 1);
+        }
+        let layers = check_invariants(&plugin, &seq[0]);
+        check_budget(policy, &layers, total(policy, 200 + interval), 0);
+    });
+}
+
 #[test]
 fn decode_meets_the_budget_at_every_interval() {
     each(|_, policy| {

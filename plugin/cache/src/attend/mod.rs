@@ -142,6 +142,7 @@ pub(crate) fn attend(
         if plan.id != layer.plan.id {
             layer.adopt_plan(&core.ledger, &plan, sequence.dtype, geometry.group());
         }
+        layer.prompt = sequence.prompt();
         layer.prepare(&core.ledger, geometry.group());
     }
     let before: Vec<Vec<usize>> = layers

@@ -87,15 +87,16 @@ fn queries(step: &Step<'_>, head: &mut Head, source: &Source<'_>) {
 fn credit_decode(step: &Step<'_>, head: &Head, source: &Source<'_>, sums: &[f32], scores: &mut [f32]) {
     let group = step.geometry.group() as f32;
     let mut weights: Vec<f32> = sums.iter().map(|sum| sum / group).collect();
-    credit(head, source, &mut weights);
+    credit(head, source, source.seen - 1, &mut weights);
     gather(source.plan.statistics(), 1, scores, &weights, group);
 }
 
-fn credit(head: &Head, source: &Source<'_>, weights: &mut [f32]) {
+fn credit(head: &Head, source: &Source<'_>, position: usize, weights: &mut [f32]) {
     let query = Query {
         positions: head.positions(),
         layer: source.place.layer,
         kv: source.kv,
+        position,
         decoded: source.decoded,
     };
     if let Some(method) = source.plan.method() {
@@ -129,7 +130,8 @@ fn credit_prefill(
     SCRATCH.with_borrow_mut(|(partial, scratch, raw, weights)| {
         for i in 0..count {
             let token = fresh - spread + (i + 1) * spread / count - 1;
-            let rows = head.rows_before(source.seen - fresh + token + 1);
+            let position = source.seen - fresh + token;
+            let rows = head.rows_before(position + 1);
             raw.resize(group * rows, 0.0);
             let q: Vec<f32> = (source.kv * group..(source.kv + 1) * group)
                 .flat_map(|head| step.q.row(source.row, head, token))
@@ -150,7 +152,7 @@ fn credit_prefill(
             weights.clear();
             weights.resize(rows, 0.0);
             accumulate(raw, &factors, weights).map_err(kernel)?;
-            credit(head, source, weights);
+            credit(head, source, position, weights);
             for (score, weight) in scores.iter_mut().zip(weights.iter()) {
                 *score += weight * times * group as f32;
             }

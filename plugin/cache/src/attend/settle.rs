@@ -74,12 +74,13 @@ pub(crate) fn settle(
         let context = Context {
             place: layer.place,
             seen: layer.seen + fresh,
+            prompt: layer.prompt,
             scale: step.heads.scale,
             layer_scores: layer.scores.as_ref().map_or(&[], Column::as_slice),
             over: false,
         };
         let stored = if fresh > 1 { fresh } else { 0 };
-        let budget = layer.plan.budget(layer.place, context.seen);
+        let budget = layer.plan.budget(layer.place, context.seen, context.prompt);
         let heads = layer.heads.len();
         let kept: usize = layer.heads.iter().map(|head| head.kept() + stored).sum();
         for (kv, head) in layer.heads.iter_mut().enumerate() {

@@ -3,8 +3,8 @@
 //!
 //! A query adds softmax((logits + noise) / τ) to the scores. That softmax is one of (ln weights + noise) / τ, since
 //! both differ by a constant of the query. τ is 1 in a prompt and rises, in equal steps over 512 decoded tokens, to
-//! `temperature` (2, as the paper has it). The noise is a function of `seed`, layer, head and position: the same
-//! request gets the same rows, a fork goes on alike, and nothing is stored.
+//! `temperature` (2, as the paper has it). Each query draws its own noise for each key, which is a function of `seed`, layer,
+//! head and both positions: the same request gets the same rows, a fork goes on alike, and nothing is stored.
 //!
 //! The paper adds up every query. Here a prompt's are a sample, 64 of each part of it, spread evenly, and of decoded
 //! tokens every eighth counts, for eight: each needs its own softmax. The query heads that share a KV head count as one,
@@ -54,13 +54,14 @@ impl Method for Keyformer {
         let risen = query.decoded.min(RISE) as f32 / RISE as f32;
         let inverse = 1.0 / (1.0 + (self.temperature - 1.0) * risen);
         let head = mix(u64::from(self.seed) ^ mix(query.layer as u64) ^ mix(!(query.kv as u64)));
+        let own = mix(head ^ query.position as u64);
         let mut sum = 0.0;
         for (row, weight) in weights.iter_mut().enumerate() {
             let position = query
                 .positions
                 .map_or(row as u64, |positions| u64::from(positions[row]));
             // e^gumbel is 1 over an exponential variate.
-            let noisy = *weight / exponential(mix(head ^ position));
+            let noisy = *weight / exponential(mix(own ^ position));
             *weight = if inverse == 1.0 {
                 noisy
             } else {

@@ -112,6 +112,8 @@ pub(crate) struct Query<'a> {
     pub(crate) positions: Option<&'a [u32]>,
     pub(crate) layer: usize,
     pub(crate) kv: usize,
+    /// Its own position.
+    pub(crate) position: usize,
     /// Tokens decoded since the last prefill.
     pub(crate) decoded: usize,
 }

@@ -179,7 +179,7 @@ impl Layer {
                     let temperature = 1.0 + (last - 1.0) * (self.decoded as f64 / 512.0).min(1.0);
                     let seed = select.seed.unwrap_or(0);
                     let e = own(head).into_iter().zip(&head.rows).map(|(sum, row)| {
-                        let noise = ranks::gumbel(seed, self.layer, head.kv, row.position);
+                        let noise = ranks::gumbel(seed, self.layer, head.kv, token, row.position);
                         (((sum / group).ln() + noise) / temperature).exp()
                     });
                     let e: Vec<f64> = e.collect();

@@ -120,6 +120,9 @@ impl Plan {
         if let Some(beta) = select.beta {
             budget.total = pyramid::rows(budget, place, seen, beta);
         }
+        budget.recent = budget
+            .recent
+            .max(budget.total * select.method.recent_percent() / 100);
         Some(budget)
     }
 

@@ -46,7 +46,10 @@ fn a_prompt_in_chunks_has_its_whole_budget_from_the_first_chunk_on() {
             check_budget(policy, &layers, total(policy, 200).min(seq[0].seen), 0);
         }
         // Decoding goes by the tokens seen, as ever.
-        let interval = policy.select.as_ref().map_or(1, |select| select.interval as usize);
+        let interval = policy
+            .select
+            .as_ref()
+            .map_or(1, |select| select.interval as usize);
         for _ in 0..interval {
             step(&plugin, &SMALL, &mut seq, 1);
         }

@@ -6,6 +6,8 @@
 //! `temperature` (2, as the paper has it). Each query draws its own noise for each key, which is a function of `seed`, layer,
 //! head and both positions: the same request gets the same rows, a fork goes on alike, and nothing is stored.
 //!
+//! Of the budget, 30 % are recent rows, as in the authors' code.
+//!
 //! The paper adds up every query. Here a prompt's are a sample, 64 of each part of it, spread evenly, and of decoded
 //! tokens every eighth counts, for eight: each needs its own softmax. The query heads that share a KV head count as one,
 //! by their mean weight.
@@ -40,6 +42,10 @@ impl Keyformer {
 impl Method for Keyformer {
     fn statistics(&self) -> Statistics {
         Statistics::Sampled
+    }
+
+    fn recent_percent(&self) -> usize {
+        30
     }
 
     fn rank<'a>(&self, rows: &Rows<'a>) -> Cow<'a, [f32]> {

@@ -51,6 +51,11 @@ pub(crate) trait Method: Send + Sync {
         true
     }
 
+    /// Percent of the budget that are recent rows, where that is more than the policy's own `recent`.
+    fn recent_percent(&self) -> usize {
+        0
+    }
+
     /// What it looks at of the rows themselves.
     fn reads(&self) -> Reads {
         Reads::Nothing

@@ -228,9 +228,17 @@ impl Layer {
             .collect();
         let before: Vec<Vec<Row>> = self.heads.iter().map(|head| head.rows.clone()).collect();
         let mut left: Vec<Vec<usize>> = before.iter().map(|rows| (0..rows.len()).collect()).collect();
+        let recent = match select.method {
+            SelectMethod::H2o => budget * 50 / 100,
+            SelectMethod::Keyformer => budget * 30 / 100,
+            _ => 0,
+        };
+        // Sinks come first.
+        let room = budget - budget.min(select.sinks as usize);
+        let recent = recent.min(room).max(select.recent as usize) as u32;
         let protected = |kv: usize, row: usize| {
             let position = before[kv][row].position;
-            position < select.sinks || position + select.recent >= self.seen as u32
+            position < select.sinks || position + recent >= self.seen as u32
         };
         let floor = (budget as f64 * select.floor.unwrap_or(0.2)) as usize;
         loop {

@@ -187,6 +187,43 @@ pub struct LadderLevel {
     /// Bytes it holds of those level 0 holds, as measured on the model the ladder names. Falls from level
     /// to level.
     pub bytes_ratio: f64,
+    /// What else was measured of it; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<LevelFigures>,
+}
+
+/// What a level was measured to do to answers and to speed. Quality is against level 0 on the same tokens, forced
+/// one after another; speed is of one request alone. A figure that was not measured is absent.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LevelFigures {
+    /// Mean Kullback-Leibler divergence of the next token's distribution from level 0's, nats.
+    pub kl_mean: f64,
+    /// Its 95th percentile over tokens.
+    pub kl_p95: f64,
+    /// Its 99th percentile over tokens.
+    pub kl_p99: f64,
+    /// Perplexity over level 0's.
+    pub perplexity_ratio: f64,
+    /// Share of tokens whose likeliest successor is level 0's.
+    pub top1_agreement: f64,
+    /// Root mean square of the change of the right token's probability.
+    pub rms_delta_p: f64,
+    /// Mean relative error of attention output, as the engine measures it at compressions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_error: Option<f64>,
+    /// Prompt tokens a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_tps: Option<f64>,
+    /// New tokens a second after the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_tps: Option<f64>,
+    /// Milliseconds to the first token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_ms: Option<f64>,
+    /// The most bytes of the process that were resident, the loaded model among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_rss_bytes: Option<u64>,
 }
 
 /// Answer of `GET /v1/ladder`.
@@ -194,6 +231,9 @@ pub struct LadderLevel {
 pub struct Ladder {
     /// The model its figures were measured on.
     pub model: String,
+    /// The fingerprint of that model's file; absent where nobody took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     /// When they were, as YYYY-MM-DD.
     pub measured: String,
     /// The levels, in order.

@@ -11,9 +11,9 @@ pub mod probe;
 mod select;
 
 pub use api::{
-    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Lease, Origin, Overload,
-    PolicyChange, Problem, RequestState, RequestView, RequestViews, RetuneReport, Served, ServedCache,
-    ServedWith,
+    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Lease, LevelFigures,
+    Origin, Overload, PolicyChange, Problem, RequestState, RequestView, RequestViews, RetuneReport, Served,
+    ServedCache, ServedWith,
 };
 pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Store};
 pub use select::{Heads, Layers, Merge, Select, SelectMethod};

@@ -283,6 +283,7 @@ impl Inner {
         };
         let ladder = Ladder {
             model: "simulated".into(),
+            fingerprint: None,
             measured: "2026-01-01".into(),
             levels: (0..)
                 .zip(RATIOS)
@@ -291,6 +292,7 @@ impl Inner {
                     name: format!("level {level}"),
                     policy: Policy::default(),
                     bytes_ratio,
+                    figures: None,
                 })
                 .collect(),
         };

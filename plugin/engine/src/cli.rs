@@ -12,9 +12,9 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::bench;
 use crate::config::{Log, LogFormat, LogLevel, Settings};
 use crate::run::{self, RunError};
+use crate::{bench, eval};
 
 /// A mistral.rs server whose KV cache is compressed, measured and retuned while requests run.
 #[derive(Debug, Parser)]
@@ -45,6 +45,14 @@ enum Command {
         source: Source,
         #[command(flatten)]
         options: bench::Options,
+    },
+    /// Measure what each method costs in quality and saves in bytes, on the configured model and a text of yours; writes
+    /// a report and the ladder that engine and controller run on.
+    Eval {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        options: eval::Options,
     },
     /// Check the configuration, and the model file if it is there, without serving.
     CheckConfig(Source),
@@ -81,6 +89,10 @@ pub fn main() -> ExitCode {
         Command::Bench { source, options } => source.load().and_then(|settings| {
             log(&settings.log);
             bench::run(&options, &settings, &source.config, &source.overrides)
+        }),
+        Command::Eval { source, options } => source.load().and_then(|settings| {
+            log(&settings.log);
+            eval::run(&options, settings, &source.config, &source.overrides)
         }),
         Command::CheckConfig(source) => source.load().and_then(|settings| {
             run::check(&settings)?;

@@ -11,6 +11,8 @@ pub mod bench;
 pub mod classes;
 pub mod cli;
 pub mod config;
+pub mod eval;
+pub mod fingerprint;
 pub mod gguf_check;
 pub mod http;
 pub mod keeper;

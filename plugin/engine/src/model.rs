@@ -21,7 +21,7 @@ use crate::config::{DType, LogFormat, Model, ModelKind, Settings};
 use crate::fields::{FieldFault, first_line};
 use crate::gguf_check;
 use crate::kv::Kv;
-use crate::state::Loaded;
+use crate::state::{Encode, Loaded};
 
 /// Prefixes mistral.rs keeps where the plugin does not bound them by bytes: its own default.
 const PREFIXES: usize = 16;
@@ -150,16 +150,18 @@ pub async fn load(settings: &Settings, end_of_text: EndOfText) -> Result<Loaded,
             NonZeroUsize::new(settings.engine.max_running).unwrap_or(NonZeroUsize::MIN),
         ),
     };
-    let (tokens, context, dtype) = {
+    let (encode, context, dtype) = {
         let pipeline = pipeline.lock().await;
         let tokenizer = pipeline.tokenizer();
-        let tokens = move |text: &str| {
-            let encoded = tokenizer.as_ref()?.encode_fast(text, true).ok()?;
-            Some(encoded.get_ids().len())
+        let encode = move |text: &str, special: bool| {
+            let encoded = tokenizer.as_ref()?.encode_fast(text, special).ok()?;
+            Some(encoded.get_ids().to_vec())
         };
         let metadata = pipeline.get_metadata();
-        (Arc::new(tokens), metadata.max_seq_len, metadata.activation_dtype)
+        let encode: Encode = Arc::new(encode);
+        (encode, metadata.max_seq_len, metadata.activation_dtype)
     };
+    let count = encode.clone();
     let mistralrs = MistralRsBuilder::new(pipeline, scheduler, false, None)
         .with_model_id(&id)
         .with_no_prefix_cache(!settings.engine.prefix_cache)
@@ -178,7 +180,8 @@ pub async fn load(settings: &Settings, end_of_text: EndOfText) -> Result<Loaded,
     Ok(Loaded {
         mistralrs,
         upstream,
-        tokens,
+        tokens: Arc::new(move |text| Some(count(text, true)?.len())),
+        encode,
         context,
         dtype,
     })
@@ -255,7 +258,7 @@ fn template(model: &Model) -> Option<String> {
 }
 
 /// `~/` as the shell would have it.
-fn home(path: &Path) -> PathBuf {
+pub(crate) fn home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.to_owned(),

@@ -20,7 +20,7 @@ use crate::config::{ConfigError, ModelKind, Settings};
 use crate::fields::FieldFault;
 use crate::model::{self, EndOfText, ModelError};
 use crate::state::{App, Phase, SetupError};
-use crate::{api, keeper, probe, serve as openai};
+use crate::{api, fingerprint, keeper, probe, serve as openai};
 
 /// What cancelled answers get to reach their clients.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -59,6 +59,9 @@ pub enum RunError {
     /// A benchmark.
     #[error("bench: {0:#}")]
     Bench(anyhow::Error),
+    /// An evaluation.
+    #[error("eval: {0:#}")]
+    Eval(anyhow::Error),
     /// The operating system.
     #[error("{what}: {source}")]
     System {
@@ -99,7 +102,8 @@ pub fn check(settings: &Settings) -> Result<(), RunError> {
         eprintln!("note: model.file is not there yet");
         return Ok(());
     }
-    Ok(model::check(&settings.model)?)
+    model::check(&settings.model)?;
+    Ok(fingerprint::check_ladder(settings)?)
 }
 
 /// Serves until SIGINT or SIGTERM.
@@ -108,6 +112,7 @@ pub fn check(settings: &Settings) -> Result<(), RunError> {
 /// What kept it from serving.
 pub fn serve(settings: Settings) -> Result<(), RunError> {
     model::check(&settings.model)?;
+    fingerprint::check_ladder(&settings)?;
     let runtime = threads()?;
     let served = runtime.block_on(run(settings));
     // A load that a signal interrupts can't be stopped, only left behind.
@@ -126,6 +131,7 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
         serde_json::from_slice(&text).map_err(|err| failed(anyhow::anyhow!("{}: {err}", plan.display())))?;
     settings.engine.prefix_cache = plan.prefix_cache;
     model::check(&settings.model)?;
+    fingerprint::check_ladder(&settings)?;
     let run = async {
         let app = App::new(settings)?;
         app.kv.install()?;
@@ -156,7 +162,7 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
     std::fs::write(out, text).map_err(|err| failed(anyhow::anyhow!("{}: {err}", out.display())))
 }
 
-fn threads() -> Result<Runtime, RunError> {
+pub(crate) fn threads() -> Result<Runtime, RunError> {
     Runtime::new().map_err(|source| RunError::System {
         what: "can't start threads",
         source,

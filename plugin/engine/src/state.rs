@@ -46,6 +46,9 @@ impl Phase {
 /// Counts a text's tokens; `None`: the model has no tokenizer for it.
 pub type TokenCount = Arc<dyn Fn(&str) -> Option<usize> + Send + Sync>;
 
+/// A text's tokens, with those that start and end a prompt if asked; `None`: the model has no tokenizer for it.
+pub type Encode = Arc<dyn Fn(&str, bool) -> Option<Vec<u32>> + Send + Sync>;
+
 /// A loaded model.
 pub struct Loaded {
     /// The host engine.
@@ -54,6 +57,8 @@ pub struct Loaded {
     pub upstream: axum::Router,
     /// Counts a text's tokens.
     pub tokens: TokenCount,
+    /// A text's tokens.
+    pub encode: Encode,
     /// Tokens that the model can attend to.
     pub context: usize,
     /// What activations are in.

@@ -131,9 +131,11 @@ mod tests {
             name: level.to_string(),
             policy: policy(level),
             bytes_ratio: 0.5_f64.powi(level as i32),
+            figures: None,
         };
         Ladder {
             model: "m".into(),
+            fingerprint: None,
             measured: "2026-01-01".into(),
             levels: (0..4).map(level).collect(),
         }

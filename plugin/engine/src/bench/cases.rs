@@ -11,9 +11,9 @@ const WARM_UP: (usize, usize) = (16, 4);
 
 /// A load: one request, or several at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Case {
+pub(crate) struct Case {
     /// Prompt tokens of each request.
-    pub(super) prompts: Vec<usize>,
+    pub(crate) prompts: Vec<usize>,
 }
 
 impl Case {
@@ -41,7 +41,7 @@ impl Case {
 
     /// Its plan: a short warm-up, then the load. `tokens` has at least the longest prompt's. Requests begin in
     /// different places, so that none is the prefix of another.
-    pub(super) fn plan(&self, tokens: &[u32], new_tokens: usize) -> Plan {
+    pub(crate) fn plan(&self, tokens: &[u32], new_tokens: usize) -> Plan {
         let run = |name: String, start: usize, length: usize, max_tokens| Run {
             tokens: tokens.iter().skip(start).take(length).copied().collect(),
             ..Run::greedy(name, "", max_tokens)

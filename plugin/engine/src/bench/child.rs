@@ -11,7 +11,7 @@ use cinch_protocol::probe::{Plan, Report};
 use super::options::{Runner, System};
 
 /// Starts the measured processes, one after another.
-pub(super) struct Children {
+pub(crate) struct Children {
     program: PathBuf,
     config: PathBuf,
     overrides: Vec<String>,
@@ -21,7 +21,7 @@ pub(super) struct Children {
 
 impl Children {
     /// Of this program, with a configuration made of `config` and `overrides`.
-    pub(super) fn new(config: &Path, overrides: &[String]) -> Result<Self> {
+    pub(crate) fn new(config: &Path, overrides: &[String]) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("cinch-bench-{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         Ok(Self {
@@ -33,7 +33,7 @@ impl Children {
     }
 
     /// Runs `plan` on `system`.
-    pub(super) fn run(&self, system: &System, plan: &Plan) -> Result<Report> {
+    pub(crate) fn run(&self, system: &System, plan: &Plan) -> Result<Report> {
         let (path, out) = (self.dir.join("plan.json"), self.dir.join("report.json"));
         fs::write(&path, serde_json::to_vec(plan)?).context("writing the plan")?;
         let mut command = self.command(system);

@@ -5,7 +5,7 @@ use cinch_protocol::bench::Figures;
 use cinch_protocol::probe::Report;
 
 /// The figures of a report's last group, in which each of `prompts` had to bring `new_tokens` tokens.
-pub(super) fn of(report: &Report, prompts: &[usize], new_tokens: usize) -> Result<Figures> {
+pub(crate) fn of(report: &Report, prompts: &[usize], new_tokens: usize) -> Result<Figures> {
     let Some(first) = report.runs.len().checked_sub(prompts.len()) else {
         bail!(
             "the report has {} runs, expected at least {}",
@@ -59,7 +59,7 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 }
 
 /// Of each figure the median; of an even number the upper one. What one round lacks is absent.
-pub(super) fn median(rounds: &[Figures]) -> Figures {
+pub(crate) fn median(rounds: &[Figures]) -> Figures {
     let number = |of: fn(&Figures) -> f64| {
         let mut values: Vec<f64> = rounds.iter().map(of).collect();
         values.sort_by(f64::total_cmp);

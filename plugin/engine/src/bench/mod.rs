@@ -24,13 +24,16 @@ use tracing::{info, warn};
 
 pub use options::Options;
 
+pub(crate) use cases::Case;
+pub(crate) use child::Children;
+pub(crate) use figures::{median, of as of_report};
+pub(crate) use options::{Runner, System};
+
 use crate::config::Settings;
 use crate::fields::FieldFault;
-use crate::model;
 use crate::run::RunError;
-use cases::Case;
-use child::Children;
-use options::{Checked, Runner, System};
+use crate::{fingerprint, model};
+use options::Checked;
 
 /// A load average over this many runnable tasks a core means that the machine was not idle.
 const BUSY: f64 = 0.25;
@@ -56,6 +59,7 @@ pub fn run(
         }
     }
     model::check(&settings.model)?;
+    fingerprint::check_ladder(settings)?;
     let cases = Case::all(&checked.contexts, &checked.concurrency);
     let longest = cases.iter().flat_map(|case| &case.prompts).copied().max();
     let longest = longest.unwrap_or_default();
@@ -167,7 +171,7 @@ fn measure(
         }
         measured.rounds = round + 1;
         for row in &mut measured.rows {
-            row.median = figures::median(&row.samples);
+            row.median = median(&row.samples);
         }
         // After each round: a long benchmark that is stopped leaves what it has.
         write(options, measured)?;
@@ -195,9 +199,8 @@ fn write(options: &Options, measured: &Measured) -> Result<()> {
 fn about(options: &Options, settings: &Settings) -> Measured {
     let file = settings.model.file.as_deref().and_then(Path::file_name);
     let file = file.map(|name| name.to_string_lossy().into_owned());
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Measured {
-        date: date(since.as_secs() / 86_400),
+        date: today(),
         cpu: cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         model: file.unwrap_or_else(|| model::served_name(&settings.model)),
@@ -213,7 +216,8 @@ fn about(options: &Options, settings: &Settings) -> Measured {
     }
 }
 
-fn cpu(cpuinfo: &str) -> String {
+/// The CPU's name, from what `/proc/cpuinfo` says.
+pub(crate) fn cpu(cpuinfo: &str) -> String {
     let line = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
     let name = line.and_then(|line| line.split_once(':'));
     name.map_or_else(
@@ -225,6 +229,12 @@ fn cpu(cpuinfo: &str) -> String {
 fn load_average(loadavg: &str) -> Option<[f64; 3]> {
     let mut numbers = loadavg.split_whitespace().map_while(|word| word.parse().ok());
     Some([numbers.next()?, numbers.next()?, numbers.next()?])
+}
+
+/// Today, in UTC, as YYYY-MM-DD.
+pub(crate) fn today() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    date(since.as_secs() / 86_400)
 }
 
 /// The day, counted from 1970-01-01, as YYYY-MM-DD.

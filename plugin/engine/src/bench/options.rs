@@ -52,20 +52,20 @@ pub struct Options {
 
 /// A system that is measured.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct System {
+pub(crate) struct System {
     /// Its name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// What its KV cache is in; empty: what its report says.
-    pub(super) kv: String,
+    pub(crate) kv: String,
     /// How it is run.
-    pub(super) run: Runner,
+    pub(crate) run: Runner,
     /// Most requests it takes at once.
-    pub(super) max_concurrency: Option<usize>,
+    pub(crate) max_concurrency: Option<usize>,
 }
 
 /// How a system is run.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Runner {
+pub(crate) enum Runner {
     /// This program, with these settings.
     Cinch(Vec<String>),
     /// Another, with these arguments.

@@ -64,6 +64,7 @@ impl Classes {
                 name: configured.name.clone(),
                 policy: configured.policy.clone(),
                 bytes_ratio: configured.bytes_ratio,
+                figures: configured.figures,
             })
             .collect();
         let entries = settings.class.iter().map(|(name, class)| {
@@ -81,6 +82,7 @@ impl Classes {
             started: started.as_micros() as u64,
             ladder: Ladder {
                 model: measured.model.clone(),
+                fingerprint: measured.fingerprint.clone(),
                 measured: measured.measured.clone(),
                 levels,
             },

@@ -1,6 +1,6 @@
 //! A ladder file, checked by itself: it says the same whatever configuration names it.
 
-use cinch_protocol::Policy;
+use cinch_protocol::{LevelFigures, Policy};
 use cinch_settings::ConfigError;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::fields::{FieldFault, decode};
 ///
 /// # Errors
 /// The first thing wrong.
-pub(super) fn parse(text: &str, origin: &str) -> Result<LadderFile, ConfigError> {
+pub(crate) fn parse(text: &str, origin: &str) -> Result<LadderFile, ConfigError> {
     let value: Value = toml::from_str(text).map_err(|err| {
         let reason = err.message().split_whitespace().collect::<Vec<_>>().join(" ");
         let line = err
@@ -38,6 +38,17 @@ fn check(ladder: &LadderFile) -> Result<(), FieldFault> {
             "a date as YYYY-MM-DD",
         ));
     }
+    if let Some(given) = ladder
+        .fingerprint
+        .as_deref()
+        .filter(|given| !is_fingerprint(given))
+    {
+        return Err(FieldFault::new(
+            "fingerprint",
+            given,
+            "sha256: and 64 hexadecimal digits, as `cinch eval` writes it",
+        ));
+    }
     let Some(first) = ladder.level.first() else {
         return Err(FieldFault::new("level", "no levels", "at least level 0"));
     };
@@ -61,12 +72,61 @@ fn check(ladder: &LadderFile) -> Result<(), FieldFault> {
             return Err(FieldFault::new(field("bytes_ratio"), given, allowed));
         }
         before = Some(given);
+        if let Some(figures) = &level.figures {
+            self::figures(figures).map_err(|fault| fault.within(&field("figures")))?;
+        }
     }
     if first.policy != Policy::default() {
         let allowed = "{ store = \"full\" }: level 0 is uncompressed";
         return Err(FieldFault::new("level[0].policy", &first.policy, allowed));
     }
     Ok(())
+}
+
+/// Figures that no measurement can have are a mistake of who wrote the file.
+fn figures(figures: &LevelFigures) -> Result<(), FieldFault> {
+    let LevelFigures {
+        kl_mean,
+        kl_p95,
+        kl_p99,
+        perplexity_ratio,
+        top1_agreement,
+        rms_delta_p,
+        attention_error,
+        prefill_tps,
+        decode_tps,
+        ttft_ms,
+        peak_rss_bytes: _,
+    } = *figures;
+    let most = f64::MAX;
+    let all = [
+        ("kl_mean", Some(kl_mean), most),
+        ("kl_p95", Some(kl_p95), most),
+        ("kl_p99", Some(kl_p99), most),
+        ("perplexity_ratio", Some(perplexity_ratio), most),
+        ("top1_agreement", Some(top1_agreement), 1.0),
+        ("rms_delta_p", Some(rms_delta_p), 1.0),
+        ("attention_error", attention_error, most),
+        ("prefill_tps", prefill_tps, most),
+        ("decode_tps", decode_tps, most),
+        ("ttft_ms", ttft_ms, most),
+    ];
+    for (name, given, most) in all {
+        if let Some(given) = given.filter(|given| !(0.0..=most).contains(given)) {
+            let allowed = if most > 1.0 {
+                "0 or more, and finite"
+            } else {
+                "0 to 1"
+            };
+            return Err(FieldFault::new(name, given, allowed));
+        }
+    }
+    Ok(())
+}
+
+fn is_fingerprint(text: &str) -> bool {
+    let digits = text.strip_prefix("sha256:").unwrap_or_default();
+    digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn text(field: &str, given: &str, most: usize) -> Result<(), FieldFault> {

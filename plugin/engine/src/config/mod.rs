@@ -7,6 +7,7 @@ mod types;
 mod validate;
 
 pub use cinch_settings::ConfigError;
+pub(crate) use ladder::parse as parse_ladder;
 pub use types::{
     Admission, Api, Class, DType, Engine, Kv, Ladder, LadderFile, Level, Log, LogFormat, LogLevel, Metrics,
     Model, ModelKind, Server, Settings, Switch, Watermark,

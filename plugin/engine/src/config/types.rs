@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use cinch_kernels::{KernelError, Kernels};
-use cinch_protocol::Policy;
+use cinch_protocol::{LevelFigures, Policy};
 use serde::{Deserialize, Serialize};
 
 /// The whole configuration.
@@ -322,6 +322,9 @@ pub struct Class {
 pub struct Ladder {
     /// The file; relative to the configuration's folder.
     pub file: PathBuf,
+    /// Whether it may have been measured on another model than is served.
+    #[serde(default)]
+    pub allow_other_model: bool,
     /// What is in it.
     #[serde(skip)]
     pub content: LadderFile,
@@ -333,6 +336,12 @@ pub struct Ladder {
 pub struct LadderFile {
     /// The model it was measured on.
     pub model: String,
+    /// The [fingerprint](crate::fingerprint) of that model; absent in a ladder written by hand.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
+    /// Prompt tokens of the requests that were measured.
+    #[serde(default)]
+    pub prompt_tokens: Option<u32>,
     /// When, as YYYY-MM-DD.
     pub measured: String,
     /// Its levels; a level's number is its place. Level 0 is uncompressed.
@@ -350,4 +359,7 @@ pub struct Level {
     pub policy: Policy,
     /// Bytes it holds of those level 0 holds.
     pub bytes_ratio: f64,
+    /// What else was measured of it.
+    #[serde(default)]
+    pub figures: Option<LevelFigures>,
 }

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use cinch_protocol::probe::{Plan, Report, Run, RunReport};
 use either::Either;
 use mistralrs_core::{
-    CustomLogitsProcessor, MistralRs, NormalRequest, Request, RequestMessage, Response, SamplingParams,
-    TokenizationRequest,
+    CompletionResponse, CustomLogitsProcessor, MistralRs, NormalRequest, Request, RequestMessage, Response,
+    SamplingParams, TokenizationRequest,
 };
 
 use recorder::{Clock, Recorder, Step};
@@ -91,7 +91,8 @@ async fn tokenize(engine: &MistralRs, text: &str) -> Result<Vec<u32>> {
     answer.context("tokenizing")
 }
 
-async fn submit(engine: &MistralRs, request: Request) -> Result<()> {
+/// Sends a request to the engine.
+pub(crate) async fn submit(engine: &MistralRs, request: Request) -> Result<()> {
     let sender = engine
         .get_sender(None)
         .map_err(|err| anyhow::anyhow!("{err:?}"))?;
@@ -150,6 +151,16 @@ async fn send(engine: &MistralRs, run: &Run, watch: &Watch, before: &impl Fn(usi
     Ok(rx)
 }
 
+/// The completion that an answer is.
+pub(crate) fn done(answer: Response) -> Result<CompletionResponse> {
+    match answer {
+        Response::CompletionDone(done) => Ok(done),
+        Response::ValidationError(err) | Response::InternalError(err) => bail!("{err}"),
+        Response::CompletionModelError(err, _) | Response::ModelError(err, _) => bail!("{err}"),
+        _ => bail!("an answer of another kind than a completion"),
+    }
+}
+
 fn collect(
     run: &Run,
     answer: Response,
@@ -157,12 +168,7 @@ fn collect(
     start: Instant,
     logits: Option<&mut std::io::BufWriter<std::fs::File>>,
 ) -> Result<RunReport> {
-    let done = match answer {
-        Response::CompletionDone(done) => done,
-        Response::ValidationError(err) | Response::InternalError(err) => bail!("{}: {err}", run.name),
-        Response::CompletionModelError(err, _) | Response::ModelError(err, _) => bail!("{}: {err}", run.name),
-        _ => bail!("{}: an answer of another kind than a completion", run.name),
-    };
+    let done = done(answer).with_context(|| run.name.clone())?;
     let seconds = |at: Instant| (at - start).as_secs_f64();
     let mut report = RunReport {
         name: run.name.clone(),

@@ -1,0 +1,309 @@
+//! The grid: how much is measured, and which policies. Blocks are policies in which a field may be a list; each
+//! combination of listed values is a policy, checked as one, so that a method's new fields need no line here.
+
+use cinch_protocol::Policy;
+use cinch_settings::ConfigError;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::options::Mode;
+use crate::fields::{FieldFault, decode};
+
+/// The grid that is used where none is given.
+pub(super) const DEFAULT: &str = include_str!("../../../../configs/eval.toml");
+/// Most policies of a grid: a block with too many lists is a mistake.
+const MOST: usize = 1000;
+
+/// A grid file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    quick: Sizes,
+    full: Sizes,
+    grid: Vec<Block>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Block {
+    #[serde(default)]
+    quick: bool,
+    policy: Value,
+}
+
+/// How much is measured. `configs/eval.toml` says more of each.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sizes {
+    /// Stretches of the text.
+    pub(super) windows: usize,
+    /// Prompt tokens of each.
+    pub(super) context: usize,
+    /// Tokens that are then forced.
+    pub(super) steps: usize,
+    /// Lengths of the retrieval tasks' prompts, tokens.
+    pub(super) task_lengths: Vec<usize>,
+    /// Where in a prompt the needle is, 0 to 1.
+    pub(super) task_depths: Vec<f64>,
+    /// Different needles for each task, length and depth.
+    pub(super) task_repeats: usize,
+    /// Prompt tokens of the request whose speed is measured.
+    pub(super) speed_context: usize,
+    /// Tokens it generates.
+    pub(super) speed_steps: usize,
+    /// How often.
+    pub(super) speed_rounds: usize,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Grid {
+    /// How much.
+    pub(super) sizes: Sizes,
+    /// Names and policies, all different; the first is level 0.
+    pub(super) policies: Vec<(String, Policy)>,
+}
+
+/// Reads a grid; `origin` names it in messages.
+///
+/// # Errors
+/// The first thing wrong, by its field.
+pub(super) fn parse(text: &str, origin: &str, mode: Mode) -> Result<Grid, ConfigError> {
+    let value: Value = toml::from_str(text).map_err(|err| ConfigError::Syntax {
+        origin: origin.to_owned(),
+        reason: err.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
+    })?;
+    let grid = decode::<File>(&value, "").and_then(|file| check(file, mode));
+    grid.map_err(|fault| ConfigError::Field {
+        origin: origin.to_owned(),
+        fault,
+    })
+}
+
+fn check(file: File, mode: Mode) -> Result<Grid, FieldFault> {
+    sizes("quick", &file.quick)?;
+    sizes("full", &file.full)?;
+    let mut policies = vec![Policy::default()];
+    for (index, block) in file.grid.iter().enumerate() {
+        let field = format!("grid[{index}].policy");
+        for template in expand(&block.policy, &field)? {
+            let policy: Policy = decode(&template, &field)?;
+            policy
+                .validate()
+                .map_err(|err| FieldFault::from(err).within(&field))?;
+            if (mode == Mode::Full || block.quick) && !policies.contains(&policy) {
+                policies.push(policy);
+            }
+        }
+    }
+    if policies.len() < 2 {
+        let given = format!("no policy beside level 0 for {}", mode.name());
+        return Err(FieldFault::new("grid", given, "at least one block"));
+    }
+    if policies.len() > MOST {
+        let given = format!("{} policies", policies.len());
+        return Err(FieldFault::new("grid", given, format!("at most {MOST}")));
+    }
+    let mut names: Vec<String> = Vec::new();
+    for policy in &policies {
+        let name = name(policy);
+        // The short form leaves some fields out.
+        let again = names.iter().filter(|other| base(other) == name).count();
+        names.push(if again == 0 {
+            name
+        } else {
+            format!("{name}~{}", again + 1)
+        });
+    }
+    Ok(Grid {
+        sizes: match mode {
+            Mode::Quick => file.quick,
+            Mode::Full => file.full,
+        },
+        policies: names.into_iter().zip(policies).collect(),
+    })
+}
+
+fn base(name: &str) -> &str {
+    name.split('~').next().unwrap_or(name)
+}
+
+/// A name for people, of what logs call the policy: `snapkv-0.5-k8-v4`.
+fn name(policy: &Policy) -> String {
+    let text = policy.to_string();
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '_';
+    let words: Vec<&str> = text.split(|c| !word(c)).filter(|part| !part.is_empty()).collect();
+    words.join("-")
+}
+
+fn sizes(section: &str, sizes: &Sizes) -> Result<(), FieldFault> {
+    let range = |name: &str, given: usize, low: usize, high: usize| {
+        if (low..=high).contains(&given) {
+            return Ok(());
+        }
+        let field = format!("{section}.{name}");
+        Err(FieldFault::new(field, given, format!("{low} to {high}")))
+    };
+    const LONGEST: usize = 1 << 20;
+    range("windows", sizes.windows, 1, 64)?;
+    range("context", sizes.context, 64, LONGEST)?;
+    range("steps", sizes.steps, 16, 1 << 16)?;
+    for &length in &sizes.task_lengths {
+        range("task_lengths", length, 256, LONGEST)?;
+    }
+    let bad_depth = sizes
+        .task_depths
+        .iter()
+        .find(|depth| !(0.0..=1.0).contains(*depth));
+    if let Some(depth) = bad_depth {
+        let field = format!("{section}.task_depths");
+        return Err(FieldFault::new(field, depth, "0.0 to 1.0"));
+    }
+    if !sizes.task_lengths.is_empty() && sizes.task_depths.len() < 2 {
+        let field = format!("{section}.task_depths");
+        let allowed = "two or more: the second question asks for another needle than the first";
+        return Err(FieldFault::new(field, sizes.task_depths.len(), allowed));
+    }
+    range("task_repeats", sizes.task_repeats, 1, 64)?;
+    range("speed_context", sizes.speed_context, 64, LONGEST)?;
+    range("speed_steps", sizes.speed_steps, 2, 4096)?;
+    range("speed_rounds", sizes.speed_rounds, 0, 100)
+}
+
+/// Every combination of one value of each list in `template`; earlier fields vary slowest.
+fn expand(template: &Value, field: &str) -> Result<Vec<Value>, FieldFault> {
+    match template {
+        Value::Array(values) if values.is_empty() => {
+            Err(FieldFault::new(field, "an empty list", "one value or more"))
+        }
+        Value::Array(values) => {
+            let mut all = Vec::new();
+            for value in values {
+                all.extend(expand(value, field)?);
+            }
+            Ok(all)
+        }
+        Value::Object(fields) => {
+            let mut all = vec![serde_json::Map::new()];
+            for (name, value) in fields {
+                let values = expand(value, &format!("{field}.{name}"))?;
+                if all.len() * values.len() > MOST {
+                    let given = "lists with more combinations";
+                    return Err(FieldFault::new(field, given, format!("at most {MOST} policies")));
+                }
+                all = all
+                    .into_iter()
+                    .flat_map(|object| {
+                        values.iter().map(move |value| {
+                            let mut object = object.clone();
+                            object.insert(name.clone(), value.clone());
+                            object
+                        })
+                    })
+                    .collect();
+            }
+            Ok(all.into_iter().map(Value::Object).collect())
+        }
+        other => Ok(vec![other.clone()]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(blocks: &str, mode: Mode) -> Result<Grid, String> {
+        let (sizes, _) = DEFAULT.split_once("[[grid]]").unwrap();
+        parse(&format!("{blocks}\n{sizes}"), "g.toml", mode).map_err(|err| err.to_string())
+    }
+
+    fn names(grid: &Grid) -> Vec<&str> {
+        grid.policies.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_default_grid() {
+        let full = parse(DEFAULT, "default", Mode::Full).unwrap();
+        let quick = parse(DEFAULT, "default", Mode::Quick).unwrap();
+        assert_eq!((full.sizes.context, quick.sizes.context), (4096, 1024));
+        assert_eq!(full.policies[0], ("full".to_owned(), Policy::default()));
+        assert!(quick.policies.iter().all(|policy| full.policies.contains(policy)));
+        assert!(quick.policies.len() < full.policies.len());
+        let mut unique = names(&full);
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), full.policies.len());
+    }
+
+    #[test]
+    fn lists_are_combined_once() {
+        let grid = with(
+            "[[grid]]\npolicy = { quantize = { k_bits = [8, 4], v_bits = [4, 2] } }\n\
+             [[grid]]\nquick = true\npolicy = { quantize = { k_bits = 4, v_bits = 4, residual = [32, 64] } }\n",
+            Mode::Full,
+        )
+        .unwrap();
+        assert_eq!(
+            names(&grid),
+            ["full", "k8-v4", "k8-v2", "k4-v4", "k4-v2", "k4-v4~2"]
+        );
+        let quick = with(
+            "[[grid]]\nquick = true\npolicy = { select = { method = [\"h2o\", \"snapkv\"], budget = 0.25 } }\n\
+             [[grid]]\npolicy = { quantize = { k_bits = 8, v_bits = 8 } }\n",
+            Mode::Quick,
+        )
+        .unwrap();
+        assert_eq!(names(&quick), ["full", "h2o-0.25", "snapkv-0.25"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (blocks, wanted) in [
+            (
+                "[[grid]]\npolicy = { quantize = { k_bits = [8, 5], v_bits = 4 } }",
+                "g.toml: field `grid[0].policy.quantize.k_bits`: given 5, allowed 2, 3, 4, 8 or 16",
+            ),
+            (
+                "[[grid]]\npolicy = { select = { method = \"h2o\", budget = [] } }",
+                "field `grid[0].policy.select.budget`: given an empty list",
+            ),
+            (
+                "[[grid]]\npolicy = { select = { method = \"streaming\", budget = 0.5, heads = [\"even\", \"adaptive\"] } }",
+                "field `grid[0].policy.select.heads`: given adaptive",
+            ),
+            (
+                "[[grid]]\npolicys = {}",
+                "field `grid[0].policys`: given an unknown field",
+            ),
+            (
+                "grid = []",
+                "field `grid`: given no policy beside level 0 for full",
+            ),
+            ("[[grid]]\npolicy = {", "not valid TOML"),
+        ] {
+            let said = with(blocks, Mode::Full).unwrap_err();
+            assert!(said.contains(wanted), "{said}\n  wanted {wanted}");
+        }
+        for (from, to, wanted) in [
+            (
+                "windows = 2",
+                "windows = 0",
+                "field `quick.windows`: given 0, allowed 1 to 64",
+            ),
+            (
+                "task_depths = [0.1, 0.5, 0.9]",
+                "task_depths = [0.1, 1.5]",
+                "field `quick.task_depths`: given 1.5, allowed 0.0 to 1.0",
+            ),
+            (
+                "task_depths = [0.1, 0.5, 0.9]",
+                "task_depths = [0.1]",
+                "field `quick.task_depths`: given 1, allowed two or more",
+            ),
+            ("steps = 128", "", "field `quick.steps`: given nothing"),
+        ] {
+            let said = parse(&DEFAULT.replacen(from, to, 1), "g.toml", Mode::Quick).unwrap_err();
+            assert!(said.to_string().contains(wanted), "{said}\n  wanted {wanted}");
+        }
+    }
+}

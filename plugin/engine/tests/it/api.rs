@@ -101,8 +101,20 @@ async fn openapi_schemas_are_the_wire_types() {
     assert_eq!(schema("ClassPolicy"), keys(&classes["classes"][0]));
     assert_eq!(schema("Lease"), keys(&classes["classes"][0]["lease"]));
     let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
+    let mut ladder: cinch_protocol::Ladder = serde_json::from_value(ladder).unwrap();
+    ladder.fingerprint = Some(String::new());
+    ladder.levels[0].figures = Some(cinch_protocol::LevelFigures {
+        attention_error: Some(0.0),
+        prefill_tps: Some(1.0),
+        decode_tps: Some(1.0),
+        ttft_ms: Some(1.0),
+        peak_rss_bytes: Some(1),
+        ..cinch_protocol::LevelFigures::default()
+    });
+    let ladder = serde_json::to_value(ladder).unwrap();
     assert_eq!(schema("Ladder"), keys(&ladder));
     assert_eq!(schema("LadderLevel"), keys(&ladder["levels"][0]));
+    assert_eq!(schema("LevelFigures"), keys(&ladder["levels"][0]["figures"]));
     let capacity = call(&router, "GET", "/v1/capacity", "").await.json();
     assert_eq!(schema("Capacity"), keys(&capacity));
     assert_eq!(schema("ClassCapacity"), keys(&capacity["classes"][0]));

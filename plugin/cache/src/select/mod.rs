@@ -14,8 +14,12 @@ pub(crate) mod pyramid;
 mod scissorhands;
 mod snapkv;
 mod streaming;
+#[cfg(test)]
+mod tests;
 mod tova;
 mod vector;
+#[cfg(test)]
+mod worked_example;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -216,7 +216,10 @@ fn options_that_cannot_be() {
     for (more, wanted) in [
         (["--max-kl", "-1"].as_slice(), "unexpected argument"),
         (&["--max-kl=-1"], "field `--max-kl`: given -1, allowed 0 or more"),
-        (&["--set", "ladder.file=x"], "field `--set`: given ladder.file=x"),
+        (
+            &["--set", "ladder.file=ladders/smollm2-135m-instruct.toml"],
+            "field `--set`: given ladder.file=ladders/",
+        ),
         (&["--set", "kv.plugin=off"], "field `--set`: given kv.plugin=off"),
         (&["--quick", "--full"], "cannot be used with"),
     ] {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cinch_protocol::probe::{Plan, Report};
 use serde_json::Value;
 
-fn env(name: &str) -> PathBuf {
+pub(crate) fn env(name: &str) -> PathBuf {
     std::env::var_os(name)
         .unwrap_or_else(|| panic!("{name} is not set: run these tests with `cargo xtask test`"))
         .into()

@@ -62,6 +62,8 @@ pub enum QuantizeMethod {
     /// Round to nearest, asymmetric, per token in groups of 32 along the head dim, f16 scale and zero.
     #[default]
     Rtn,
+    /// KIVI (arXiv 2402.02750): K per channel over 32 tokens, V per token as `rtn`.
+    Kivi,
 }
 
 /// Bits a value keeps.
@@ -130,6 +132,10 @@ impl Policy {
                     "full, when quantize packs K or V",
                 ));
             }
+            if quantize.method == QuantizeMethod::Kivi && quantize.k_bits == Bits::B16 {
+                let allowed = "rtn, when k_bits is 16: kivi is about how keys are packed";
+                return Err(PolicyError::new("quantize.method", "kivi", allowed));
+            }
             if quantize.rotate_k && quantize.k_bits == Bits::B16 {
                 let allowed = "false, when k_bits is 16: only packed keys are rotated";
                 return Err(PolicyError::new("quantize.rotate_k", true, allowed));
@@ -148,7 +154,12 @@ impl fmt::Display for Policy {
         }
         if let Some(quantize) = &self.quantize {
             parts.push(format!(
-                "k{}{} v{}",
+                "{}k{}{} v{}",
+                if quantize.method == QuantizeMethod::Kivi {
+                    "kivi "
+                } else {
+                    ""
+                },
                 u32::from(quantize.k_bits),
                 if quantize.rotate_k { " rotated" } else { "" },
                 u32::from(quantize.v_bits)

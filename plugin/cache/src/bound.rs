@@ -3,10 +3,11 @@
 
 use candle_core::DType;
 use cinch_hooks::LayerShape;
+use cinch_kernels::Layout;
 
 use crate::plan::{Place, Plan};
 use crate::select::moments;
-use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, Pair};
+use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, LINE, Pair};
 
 /// Bytes of one layer's K and V of `tokens` tokens in f16.
 pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
@@ -56,5 +57,12 @@ pub(crate) fn layer(
         Some(method) if method.moments() => own + moments::values(group, shape.k_dim) * size_of::<f32>(),
         _ => own,
     };
-    shape.kv_heads * (rows + blocks * HEADER + positions + own) + shared
+    // Each block's K and V end with whole cache lines, and keys that share a scale with a whole tile.
+    let tile = if targets.packed.channels {
+        (Layout::KeyChannels.step() - 1) * targets.packed.k.row_bytes(shape.k_dim)
+    } else {
+        0
+    };
+    let block = HEADER + 2 * (LINE - 1) + tile;
+    shape.kv_heads * (rows + blocks * block + positions + own) + shared
 }

@@ -177,8 +177,9 @@ impl Layer {
             return blocks.all(|pair| pair == asked.packed);
         }
         blocks.all(|pair| {
-            // Keys of as many bits in another basis are not what was asked for; of more bits, they are no worse.
-            let basis = pair.rotated == asked.packed.rotated || bits(pair.k) > bits(asked.packed.k);
+            // Keys of as many bits in another basis or other groups are not what was asked for; of more bits, they are no worse.
+            let same = (pair.rotated, pair.channels) == (asked.packed.rotated, asked.packed.channels);
+            let basis = same || bits(pair.k) > bits(asked.packed.k);
             bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v) && basis
         })
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::DType;
+use cinch_hooks::LayerShape;
 use cinch_kernels::Codec;
 use cinch_protocol::{Heads, Layers, Merge, Policy, PolicyError, Store};
 
@@ -162,6 +163,18 @@ impl Plan {
         self.method().is_some_and(|method| method.credits())
     }
 
+    /// Whether a model of these layers can be served so.
+    pub(crate) fn fits(&self, shapes: &[LayerShape]) -> Result<(), PolicyError> {
+        if let (Some(quantize), Some(codec)) = (&self.policy.quantize, self.k)
+            && quantize::by_channel(quantize)
+        {
+            for shape in shapes {
+                quantize::kivi::check(codec, shape.k_dim)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Codecs of this plan's rows for a model of this activation dtype.
     pub(crate) fn targets(&self, dtype: DType) -> Targets {
         let store = match (self.policy.store, dtype) {
@@ -176,6 +189,7 @@ impl Plan {
                 v: self.v.unwrap_or(store),
                 // Only with keys that are packed: the policy was validated.
                 rotated: self.policy.quantize.as_ref().is_some_and(|q| q.rotate_k),
+                channels: self.k.is_some() && self.policy.quantize.as_ref().is_some_and(quantize::by_channel),
             },
             sinks: self.sinks,
             residual: self.residual,

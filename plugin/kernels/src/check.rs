@@ -18,20 +18,30 @@ pub(crate) fn codec(codec: Codec, dim: usize, values: usize, bytes: usize) -> Re
     Ok(rows)
 }
 
-/// Checks `pack_run` or `unpack_run`. Returns the stored rows.
+/// Checks `pack_run`: all of a run.
 pub(crate) fn run(
     layout: Layout,
     codec: Codec,
     dim: usize,
     values: usize,
     bytes: usize,
-) -> Result<usize, KernelError> {
+) -> Result<(), KernelError> {
+    first(layout, codec, dim, values, bytes)?;
+    let expected = layout.stored_rows(values / dim) * codec.row_bytes(dim);
+    length("packed bytes", bytes, expected)
+}
+
+/// Checks `unpack_run`: a run's first rows.
+pub(crate) fn first(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    values: usize,
+    bytes: usize,
+) -> Result<(), KernelError> {
     nonzero("dim", dim)?;
     multiple("values", values, dim)?;
-    let stored = layout.stored_rows(values / dim);
-    let given = layout.check("packed bytes", (codec, dim), values / dim, bytes)?;
-    length("packed rows", given, stored)?;
-    Ok(stored)
+    layout.check("packed bytes", (codec, dim), values / dim, bytes)
 }
 
 /// Checks `to_rows` or `of_rows`.

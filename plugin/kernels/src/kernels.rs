@@ -144,7 +144,7 @@ impl Kernels {
         dispatch!(self, pack_run(layout, codec, dim, src, dst))
     }
 
-    /// Unpacks a whole run that [`Kernels::pack_run`] made.
+    /// Unpacks the first rows of a run that [`Kernels::pack_run`] made: all of it, or as far as the last row's tile goes.
     ///
     /// # Errors
     /// As [`Kernels::unpack`], and [`KernelError::Layout`].

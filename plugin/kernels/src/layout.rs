@@ -87,19 +87,20 @@ impl Layout {
         }
     }
 
-    /// Stored rows that `n` rows from a cut on lie in, of a run of `stored`.
-    pub(crate) fn span(self, stored: usize, from: usize, n: usize) -> Range<usize> {
+    /// Stored rows that `n` rows from a cut on lie in, of a run of `stored`: to the end of the last row's tile.
+    #[must_use]
+    pub fn span(self, stored: usize, from: usize, n: usize) -> Range<usize> {
         from..stored.min(up(from + n, self.step()))
     }
 
-    /// Checks a run: `bytes` of at least `rows` rows, of which the last tile may be used in part. Returns its stored rows.
+    /// Checks a run: `bytes` of at least `rows` rows, of which the last tile may be used in part.
     pub(crate) fn check(
         self,
         what: &'static str,
         (codec, dim): (Codec, usize),
         rows: usize,
         bytes: usize,
-    ) -> Result<usize, KernelError> {
+    ) -> Result<(), KernelError> {
         if !self.fits(codec, dim) {
             return Err(KernelError::Layout {
                 given: self.name(),
@@ -112,7 +113,7 @@ impl Layout {
         // Of a run in tiles, the first `rows` are a part that ends with a whole tile, or all of it.
         let whole = up(rows, self.step());
         if bytes.is_multiple_of(row) && (stored == expected || stored == whole) {
-            Ok(stored)
+            Ok(())
         } else {
             Err(KernelError::Length {
                 what,

@@ -1,6 +1,7 @@
 //! How rows are packed: which codec a policy's bits mean, and that codecs only ever go down for rows
 //! already stored. One method a file.
 
+pub(crate) mod kivi;
 pub(crate) mod rtn;
 
 use cinch_kernels::Codec;
@@ -29,7 +30,15 @@ pub(crate) fn lower(current: Codec, target: Codec) -> Codec {
 
 /// Codecs of K and V that a policy packs rows into; `None`: they stay in the store's own.
 pub(crate) fn codecs(quantize: &Quantize) -> (Option<Codec>, Option<Codec>) {
+    // Both give a value as many bits; they differ in which values share a scale.
     match quantize.method {
-        QuantizeMethod::Rtn => (rtn::codec(quantize.k_bits), rtn::codec(quantize.v_bits)),
+        QuantizeMethod::Rtn | QuantizeMethod::Kivi => {
+            (rtn::codec(quantize.k_bits), rtn::codec(quantize.v_bits))
+        }
     }
+}
+
+/// Whether the tokens of a tile share a channel's scale and zero.
+pub(crate) fn by_channel(quantize: &Quantize) -> bool {
+    quantize.method == QuantizeMethod::Kivi
 }

@@ -45,7 +45,7 @@ pub(crate) fn unpack_run<S: Simd>(
     src: &[u8],
     dst: &mut [f32],
 ) -> Result<(), KernelError> {
-    check::run(layout, codec, dim, dst.len(), src.len())?;
+    check::first(layout, codec, dim, dst.len(), src.len())?;
     let rows = dst.len() / dim;
     unpack_part(s, layout, codec, dim, src, 0..rows, dst, dim, &mut Vec::new());
     Ok(())

@@ -142,7 +142,7 @@ pub(crate) fn unpack_run(
     src: &[u8],
     dst: &mut [f32],
 ) -> Result<(), KernelError> {
-    check::run(layout, codec, dim, dst.len(), src.len())?;
+    check::first(layout, codec, dim, dst.len(), src.len())?;
     unpack_first(layout, codec, dim, src, dst);
     Ok(())
 }

@@ -57,12 +57,14 @@ pub(crate) fn layer(
         Some(method) if method.moments() => own + moments::values(group, shape.k_dim) * size_of::<f32>(),
         _ => own,
     };
-    // Each block's K and V end with whole cache lines, and keys that share a scale with a whole tile.
-    let tile = if targets.packed.channels {
-        (Layout::KeyChannels.step() - 1) * targets.packed.k.row_bytes(shape.k_dim)
-    } else {
-        0
+    // Each block's K and V end with whole cache lines. Keys that share a scale end with a whole tile, in every block that an
+    // eviction may have left.
+    let tile = (Layout::KeyChannels.step() - 1) * targets.packed.k.row_bytes(shape.k_dim);
+    let tiles = match plan.interval() {
+        _ if !targets.packed.channels => 0,
+        Some(_) => blocks,
+        None => 1,
     };
-    let block = HEADER + 2 * (LINE - 1) + tile;
-    shape.kv_heads * (rows + blocks * block + positions + own) + shared
+    let padding = blocks * (HEADER + 2 * (LINE - 1)) + tiles * tile;
+    shape.kv_heads * (rows + padding + positions + own) + shared
 }

@@ -2,7 +2,7 @@
 
 use cinch_cache::{BlockView, LayerView, Plugin};
 use cinch_kernels::Codec;
-use cinch_protocol::{Bits, Heads, Layers, Policy};
+use cinch_protocol::{Bits, Heads, Layers, Policy, QuantizeMethod};
 
 use super::*;
 
@@ -94,6 +94,21 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             "h2o×k2v2 rotated",
             r#"{"select": {"method": "h2o", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
                 "quantize": {"k_bits": 2, "v_bits": 2, "rotate_k": true, "residual": 16}}"#,
+        ),
+        (
+            "kivi k2v2",
+            r#"{"quantize": {"method": "kivi", "k_bits": 2, "v_bits": 2}}"#,
+        ),
+        (
+            "snapkv×kivi k4v4",
+            r#"{"select": {"method": "snapkv", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
+                "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
+            "snapkv adaptive d2o×kivi k3v8 rotated",
+            r#"{"select": {"method": "snapkv", "budget": 0.5, "recent": 16, "interval": 8, "heads": "adaptive",
+                           "merge": "d2o"},
+                "quantize": {"method": "kivi", "k_bits": 3, "v_bits": 8, "rotate_k": true, "residual": 16}}"#,
         ),
         (
             "streaming×int8",
@@ -201,7 +216,13 @@ pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
     };
     let packed = (codec(quantize.k_bits), codec(quantize.v_bits));
     for block in blocks {
-        assert_eq!(block.rotated, quantize.rotate_k && block.k != store, "{block:?}");
+        let packs = block.k != store;
+        assert_eq!(block.rotated, quantize.rotate_k && packs, "{block:?}");
+        assert_eq!(
+            block.channels,
+            quantize.method == QuantizeMethod::Kivi && packs,
+            "{block:?}"
+        );
     }
     let sinks = policy
         .select
@@ -209,7 +230,12 @@ pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
         .map_or(4, |select| select.sinks as usize)
         .min(kept);
     let residual = quantize.residual as usize;
-    let batch = (residual / 4).max(16);
+    // Keys that share a scale are packed 32 at a time.
+    let tile = match quantize.method {
+        QuantizeMethod::Rtn => 1,
+        QuantizeMethod::Kivi => 32,
+    };
+    let batch = (residual / 4).max(16).next_multiple_of(tile) + tile - 1;
     assert!(
         rows[..sinks].iter().all(|row| *row == (store, store)),
         "sinks are in full precision"

@@ -24,7 +24,7 @@ pub(crate) fn layer(
     dtype: DType,
     tokens: usize,
 ) -> usize {
-    let targets = plan.targets(dtype);
+    let targets = plan.targets(place, dtype);
     let row = |pair: Pair| pair.k.row_bytes(shape.k_dim) + pair.v.row_bytes(shape.v_dim);
     // Between two evictions rows gather that the next one drops.
     let kept = match (plan.budget(place, tokens, 0), plan.interval()) {

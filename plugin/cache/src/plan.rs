@@ -37,8 +37,6 @@ pub(crate) struct Plan {
     pub(crate) level: Option<u32>,
     sinks: usize,
     select: Option<SelectPlan>,
-    k: Option<Codec>,
-    v: Option<Codec>,
     residual: usize,
 }
 
@@ -78,8 +76,7 @@ impl Plan {
             recent: select.recent as usize,
             interval: select.interval as usize,
         });
-        let (k, v) = policy.quantize.as_ref().map_or((None, None), quantize::codecs);
-        let packs = k.is_some() || v.is_some();
+        let packs = policy.quantize.as_ref().is_some_and(quantize::packs);
         Ok(Self {
             id,
             level,
@@ -89,8 +86,6 @@ impl Plan {
                 None => 0,
             },
             select,
-            k,
-            v,
             residual: policy
                 .quantize
                 .as_ref()
@@ -165,31 +160,43 @@ impl Plan {
 
     /// Whether a model of these layers can be served so.
     pub(crate) fn fits(&self, shapes: &[LayerShape]) -> Result<(), PolicyError> {
-        if let (Some(quantize), Some(codec)) = (&self.policy.quantize, self.k)
-            && quantize::by_channel(quantize)
+        let Some(quantize) = &self.policy.quantize else {
+            return Ok(());
+        };
+        if let Some((range, _)) = quantize.layers.last_key_value()
+            && range.last as usize >= shapes.len()
         {
-            for shape in shapes {
+            let allowed = format!("layers of the model, 0 to {}", shapes.len() - 1);
+            return Err(PolicyError::new("quantize.layers", range, &allowed));
+        }
+        for (layer, shape) in shapes.iter().enumerate() {
+            if let (Some(codec), _) = quantize::codecs(quantize, layer)
+                && quantize::by_channel(quantize)
+            {
                 quantize::kivi::check(codec, shape.k_dim)?;
             }
         }
         Ok(())
     }
 
-    /// Codecs of this plan's rows for a model of this activation dtype.
-    pub(crate) fn targets(&self, dtype: DType) -> Targets {
+    /// Codecs of this plan's rows in a layer of a model of this activation dtype.
+    pub(crate) fn targets(&self, place: Place, dtype: DType) -> Targets {
         let store = match (self.policy.store, dtype) {
             (Store::Full, _) | (Store::Exact, DType::F16) => Codec::F16,
             (Store::Exact, DType::BF16) => Codec::Bf16,
             (Store::Exact, _) => Codec::F32,
         };
+        let quantize = self.policy.quantize.as_ref();
+        let (k, v) = quantize.map_or((None, None), |quantize| quantize::codecs(quantize, place.layer));
+        // Of keys that are packed.
+        let keys = quantize.filter(|_| k.is_some());
         Targets {
             store,
             packed: Pair {
-                k: self.k.unwrap_or(store),
-                v: self.v.unwrap_or(store),
-                // Only with keys that are packed: the policy was validated.
-                rotated: self.policy.quantize.as_ref().is_some_and(|q| q.rotate_k),
-                channels: self.k.is_some() && self.policy.quantize.as_ref().is_some_and(quantize::by_channel),
+                k: k.unwrap_or(store),
+                v: v.unwrap_or(store),
+                rotated: keys.is_some_and(|quantize| quantize.rotate_k),
+                channels: keys.is_some_and(quantize::by_channel),
             },
             sinks: self.sinks,
             residual: self.residual,

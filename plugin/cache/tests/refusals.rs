@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use cinch_cache::{CacheError, Observer, Plugin, PluginSettings, RequestState, RetuneError};
 use cinch_hooks::{CachePolicy, ForkRole, HookError, Qkv, SequenceCache};
+use cinch_protocol::Policy;
 use common::*;
 
 fn zeros(dims: (usize, usize, usize, usize)) -> Tensor {
@@ -31,6 +32,40 @@ fn attend(
         &SMALL.params(),
         &dense(SMALL.params()),
     )
+}
+
+#[test]
+fn layers_that_the_model_does_not_have() {
+    let plugin = plugin(policy("{}"));
+    drop(open(&plugin, &SMALL, 1, 1));
+    let with = |layers: &str| {
+        let text = format!(r#"{{"quantize": {{"k_bits": 4, "v_bits": 4, "layers": {layers}}}}}"#);
+        plugin
+            .assign(2, assignment(policy(&text)))
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        with(r#"{"1-2": {"k_bits": 8}}"#),
+        Err("quantize.layers: given 1-2, allowed layers of the model, 0 to 1".into())
+    );
+    assert_eq!(with(r#"{"0-1": {"k_bits": 8}}"#), Ok(()));
+}
+
+#[test]
+fn layers_are_named_once_and_with_bits() {
+    let refused = |layers: &str| {
+        let text = format!(r#"{{"quantize": {{"k_bits": 4, "v_bits": 4, "layers": {layers}}}}}"#);
+        let policy: Policy = serde_json::from_str(&text).unwrap();
+        policy.validate().unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(r#"{"0-3": {"k_bits": 8}, "3-5": {"v_bits": 8}}"#),
+        "quantize.layers: given 0-3 and 3-5, allowed layers that no other range names"
+    );
+    assert_eq!(
+        refused(r#"{"2": {}}"#),
+        "quantize.layers.2: given nothing, allowed k_bits, v_bits or both"
+    );
 }
 
 #[test]
@@ -319,6 +354,6 @@ fn the_observer_hears_every_measurement() {
     );
 }
 
-fn policy_unchecked(json: &str) -> cinch_protocol::Policy {
+fn policy_unchecked(json: &str) -> Policy {
     serde_json::from_str(json).unwrap()
 }

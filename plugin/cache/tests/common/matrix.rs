@@ -96,6 +96,10 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
                 "quantize": {"k_bits": 2, "v_bits": 2, "rotate_k": true, "residual": 16}}"#,
         ),
         (
+            "k4v4 but k8 and v16 below",
+            r#"{"quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "layers": {"0": {"k_bits": 8, "v_bits": 16}}}}"#,
+        ),
+        (
             "kivi k2v2",
             r#"{"quantize": {"method": "kivi", "k_bits": 2, "v_bits": 2}}"#,
         ),
@@ -138,7 +142,8 @@ pub(crate) fn total(policy: &Policy, seen: usize) -> usize {
 pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> Vec<LayerView> {
     let layers = check_invariants(plugin, seq);
     check_budget(policy, &layers, total(policy, at), seq.seen - at);
-    for head in layers.iter().flat_map(|layer| &layer.heads) {
+    let heads = layers.iter().enumerate();
+    for (layer, head) in heads.flat_map(|(i, layer)| layer.heads.iter().map(move |head| (i, head))) {
         let kept = head.positions.len();
         if let Some(select) = &policy.select {
             let sinks = (select.sinks as usize).min(seq.seen);
@@ -152,7 +157,7 @@ pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> V
                 "recent stay"
             );
         }
-        check_codecs(policy, &head.blocks, kept);
+        check_codecs(policy, layer, &head.blocks, kept);
     }
     layers
 }
@@ -193,7 +198,7 @@ pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, 
     }
 }
 
-pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
+pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], kept: usize) {
     let rows: Vec<(Codec, Codec)> = blocks
         .iter()
         .flat_map(|block| std::iter::repeat_n((block.k, block.v), block.rows))
@@ -214,7 +219,15 @@ pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
         Bits::B8 => Codec::Int8,
         Bits::B16 => store,
     };
-    let packed = (codec(quantize.k_bits), codec(quantize.v_bits));
+    let own = quantize
+        .layers
+        .iter()
+        .find(|(range, _)| (range.first..=range.last).contains(&(layer as u32)))
+        .map_or((None, None), |(_, own)| (own.k_bits, own.v_bits));
+    let packed = (
+        codec(own.0.unwrap_or(quantize.k_bits)),
+        codec(own.1.unwrap_or(quantize.v_bits)),
+    );
     for block in blocks {
         let packs = block.k != store;
         assert_eq!(block.rotated, quantize.rotate_k && packs, "{block:?}");

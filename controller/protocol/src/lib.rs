@@ -6,6 +6,7 @@
 
 mod api;
 pub mod bench;
+mod layers;
 mod policy;
 pub mod probe;
 mod select;
@@ -15,5 +16,6 @@ pub use api::{
     Origin, Overload, PolicyChange, Problem, RequestState, RequestView, RequestViews, RetuneReport, Served,
     ServedCache, ServedWith,
 };
+pub use layers::{LayerBits, LayerOverrides, LayerRange};
 pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Store};
 pub use select::{Heads, Layers, Merge, Select, SelectMethod};

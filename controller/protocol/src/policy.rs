@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::layers::{self, LayerBits, LayerOverrides};
 use crate::select::Select;
 
 /// Values a group-quantized row shares a scale and a zero point among.
@@ -50,6 +51,9 @@ pub struct Quantize {
     /// outlier channels are spread over all (`QuaRot`, arXiv 2404.00456, section 4.2). Not with `k_bits` of 16.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rotate_k: bool,
+    /// Bits of layers that keep others than these, such as the ones that matter most to a model.
+    #[serde(default, skip_serializing_if = "LayerOverrides::is_empty")]
+    pub layers: LayerOverrides,
     /// Most recent tokens kept in full precision. 16 ..= 1024.
     #[serde(default = "Quantize::default_residual")]
     pub residual: u32,
@@ -62,6 +66,8 @@ pub enum QuantizeMethod {
     /// Round to nearest, asymmetric, per token in groups of 32 along the head dim, f16 scale and zero.
     #[default]
     Rtn,
+    /// KIVI (arXiv 2402.02750): K per channel over 32 tokens, V per token as `rtn`.
+    Kivi,
 }
 
 /// Bits a value keeps.
@@ -110,6 +116,26 @@ impl Quantize {
     fn default_residual() -> u32 {
         32
     }
+
+    /// Bits of K and V in a layer.
+    #[must_use]
+    pub fn bits(&self, layer: usize) -> (Bits, Bits) {
+        let own = self
+            .layers
+            .iter()
+            .find(|(range, _)| (range.first as usize..=range.last as usize).contains(&layer))
+            .map_or_else(LayerBits::default, |(_, bits)| *bits);
+        (
+            own.k_bits.unwrap_or(self.k_bits),
+            own.v_bits.unwrap_or(self.v_bits),
+        )
+    }
+
+    /// All bits that some layer may have.
+    fn all_bits(&self) -> impl Iterator<Item = Bits> {
+        let layers = self.layers.values().flat_map(|own| [own.k_bits, own.v_bits]);
+        [self.k_bits, self.v_bits].into_iter().chain(layers.flatten())
+    }
 }
 
 impl Policy {
@@ -123,14 +149,21 @@ impl Policy {
         }
         if let Some(quantize) = &self.quantize {
             range("quantize.residual", quantize.residual, 16, 1024)?;
-            if self.store == Store::Exact && (quantize.k_bits, quantize.v_bits) != (Bits::B16, Bits::B16) {
+            layers::validate(&quantize.layers)?;
+            if self.store == Store::Exact && quantize.all_bits().any(|bits| bits != Bits::B16) {
                 return Err(PolicyError::new(
                     "store",
                     "exact",
                     "full, when quantize packs K or V",
                 ));
             }
-            if quantize.rotate_k && quantize.k_bits == Bits::B16 {
+            let keys = quantize.layers.values().filter_map(|own| own.k_bits);
+            let no_keys = keys.chain([quantize.k_bits]).all(|bits| bits == Bits::B16);
+            if quantize.method == QuantizeMethod::Kivi && no_keys {
+                let allowed = "rtn, when k_bits is 16: kivi is about how keys are packed";
+                return Err(PolicyError::new("quantize.method", "kivi", allowed));
+            }
+            if quantize.rotate_k && no_keys {
                 let allowed = "false, when k_bits is 16: only packed keys are rotated";
                 return Err(PolicyError::new("quantize.rotate_k", true, allowed));
             }
@@ -140,18 +173,31 @@ impl Policy {
 }
 
 impl fmt::Display for Policy {
-    /// For logs: `h2o 0.5 × k4 v4`, `k4 rotated v4`, `exact`, `full`.
+    /// For logs: `h2o 0.5 × k4 v4`, `k4 rotated v4`, `k4 v4, 0-2: k8`, `exact`, `full`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         if let Some(select) = &self.select {
             parts.push(select.to_string());
         }
         if let Some(quantize) = &self.quantize {
+            let side = |name, bits: Option<Bits>| {
+                bits.map_or_else(String::new, |bits| format!(" {name}{}", u32::from(bits)))
+            };
+            let layers = quantize
+                .layers
+                .iter()
+                .map(|(range, own)| format!(", {range}:{}{}", side("k", own.k_bits), side("v", own.v_bits)));
             parts.push(format!(
-                "k{}{} v{}",
+                "{}k{}{} v{}{}",
+                if quantize.method == QuantizeMethod::Kivi {
+                    "kivi "
+                } else {
+                    ""
+                },
                 u32::from(quantize.k_bits),
                 if quantize.rotate_k { " rotated" } else { "" },
-                u32::from(quantize.v_bits)
+                u32::from(quantize.v_bits),
+                layers.collect::<String>()
             ));
         }
         if parts.is_empty() {

@@ -185,6 +185,28 @@ mod tests {
     }
 
     #[test]
+    fn layers_are_named_where_they_are_wrong() {
+        let with = |layers: Value| {
+            fails(json!({"policy": {"quantize": {"k_bits": 4, "v_bits": 4, "layers": layers}}}))
+        };
+        assert_eq!(
+            with(json!({"0-2": {"k_bits": 5}})),
+            "field `policy.quantize.layers.0-2.k_bits`: given 5, allowed 2, 3, 4, 8 or 16"
+        );
+        for key in ["", "x", "2-1", "-1", "1-", "10000", "1-2-3", "+1"] {
+            let told = with(json!({key: {"k_bits": 8}}));
+            assert!(
+                told.contains("layers") && told.contains("a layer like \"3\" or layers like \"0-2\""),
+                "{key:?}: {told}"
+            );
+        }
+        assert_eq!(
+            with(json!({"1": {"bits": 8}})),
+            "field `policy.quantize.layers.1.bits`: given an unknown field, allowed `k_bits` or `v_bits`"
+        );
+    }
+
+    #[test]
     fn unknown_field_lists_the_known_ones() {
         assert_eq!(
             fails(json!({"policy": {"select": {"methd": "h2o", "budget": 0.5}}})),

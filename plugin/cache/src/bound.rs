@@ -3,10 +3,11 @@
 
 use candle_core::DType;
 use cinch_hooks::LayerShape;
+use cinch_kernels::Layout;
 
 use crate::plan::{Place, Plan};
 use crate::select::moments;
-use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, Pair};
+use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, LINE, Pair};
 
 /// Bytes of one layer's K and V of `tokens` tokens in f16.
 pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
@@ -23,7 +24,7 @@ pub(crate) fn layer(
     dtype: DType,
     tokens: usize,
 ) -> usize {
-    let targets = plan.targets(dtype);
+    let targets = plan.targets(place, dtype);
     let row = |pair: Pair| pair.k.row_bytes(shape.k_dim) + pair.v.row_bytes(shape.v_dim);
     // Between two evictions rows gather that the next one drops.
     let kept = match (plan.budget(place, tokens, 0), plan.interval()) {
@@ -56,5 +57,14 @@ pub(crate) fn layer(
         Some(method) if method.moments() => own + moments::values(group, shape.k_dim) * size_of::<f32>(),
         _ => own,
     };
-    shape.kv_heads * (rows + blocks * HEADER + positions + own) + shared
+    // Each block's K and V end with whole cache lines. Keys that share a scale end with a whole tile, in every block that an
+    // eviction may have left.
+    let tile = (Layout::KeyChannels.step() - 1) * targets.packed.k.row_bytes(shape.k_dim);
+    let tiles = match plan.interval() {
+        _ if !targets.packed.channels => 0,
+        Some(_) => blocks,
+        None => 1,
+    };
+    let padding = blocks * (HEADER + 2 * (LINE - 1)) + tiles * tile;
+    shape.kv_heads * (rows + padding + positions + own) + shared
 }

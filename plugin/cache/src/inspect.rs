@@ -46,6 +46,8 @@ pub struct BlockView {
     pub v: Codec,
     /// Whether keys are stored rotated.
     pub rotated: bool,
+    /// Whether a tile's tokens share a channel's scale and zero.
+    pub channels: bool,
     /// Rows held.
     pub rows: usize,
     /// Rows allocated.
@@ -83,6 +85,7 @@ fn head_view(head: &Head) -> HeadView {
                 k: block.pair().k,
                 v: block.pair().v,
                 rotated: block.pair().rotated,
+                channels: block.pair().channels,
                 rows: block.rows(),
                 capacity: block.capacity(),
                 bytes: block.bytes(),

@@ -89,7 +89,7 @@ impl Layer {
             seen: 0,
             prompt: 0,
             plan: plan.clone(),
-            targets: plan.targets(dtype),
+            targets: plan.targets(place, dtype),
             pending: false,
             evicted_at: 0,
             since: 0,
@@ -122,7 +122,7 @@ impl Layer {
     /// Takes over another plan; what it asks for happens at the compaction of this step.
     pub(crate) fn adopt_plan(&mut self, ledger: &Arc<Ledger>, plan: &Arc<Plan>, dtype: DType, group: usize) {
         let before = std::mem::replace(&mut self.plan, plan.clone());
-        self.targets = plan.targets(dtype);
+        self.targets = plan.targets(self.place, dtype);
         self.pending = true;
         if plan.head_scores() {
             self.split_scores(ledger, group as f32);
@@ -167,7 +167,7 @@ impl Layer {
 
     /// Whether a request of `plan` may go on from these rows: none was compressed harder than it asks for.
     pub(crate) fn serves(&self, plan: &Plan, dtype: DType) -> bool {
-        let asked = plan.targets(dtype);
+        let asked = plan.targets(self.place, dtype);
         let evicted = self.heads.iter().any(|head| head.kept() < self.seen);
         if evicted && plan.policy.select != self.plan.policy.select {
             return false;
@@ -177,8 +177,9 @@ impl Layer {
             return blocks.all(|pair| pair == asked.packed);
         }
         blocks.all(|pair| {
-            // Keys of as many bits in another basis are not what was asked for; of more bits, they are no worse.
-            let basis = pair.rotated == asked.packed.rotated || bits(pair.k) > bits(asked.packed.k);
+            // Keys of as many bits in another basis or other groups are not what was asked for; of more bits, they are no worse.
+            let same = (pair.rotated, pair.channels) == (asked.packed.rotated, asked.packed.channels);
+            let basis = same || bits(pair.k) > bits(asked.packed.k);
             bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v) && basis
         })
     }

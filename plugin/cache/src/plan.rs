@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::DType;
+use cinch_hooks::LayerShape;
 use cinch_kernels::Codec;
 use cinch_protocol::{Heads, Layers, Merge, Policy, PolicyError, Store};
 
@@ -36,8 +37,6 @@ pub(crate) struct Plan {
     pub(crate) level: Option<u32>,
     sinks: usize,
     select: Option<SelectPlan>,
-    k: Option<Codec>,
-    v: Option<Codec>,
     residual: usize,
 }
 
@@ -77,8 +76,7 @@ impl Plan {
             recent: select.recent as usize,
             interval: select.interval as usize,
         });
-        let (k, v) = policy.quantize.as_ref().map_or((None, None), quantize::codecs);
-        let packs = k.is_some() || v.is_some();
+        let packs = policy.quantize.as_ref().is_some_and(quantize::packs);
         Ok(Self {
             id,
             level,
@@ -88,8 +86,6 @@ impl Plan {
                 None => 0,
             },
             select,
-            k,
-            v,
             residual: policy
                 .quantize
                 .as_ref()
@@ -162,20 +158,45 @@ impl Plan {
         self.method().is_some_and(|method| method.credits())
     }
 
-    /// Codecs of this plan's rows for a model of this activation dtype.
-    pub(crate) fn targets(&self, dtype: DType) -> Targets {
+    /// Whether a model of these layers can be served so.
+    pub(crate) fn fits(&self, shapes: &[LayerShape]) -> Result<(), PolicyError> {
+        let Some(quantize) = &self.policy.quantize else {
+            return Ok(());
+        };
+        if let Some((range, _)) = quantize.layers.last_key_value()
+            && range.last as usize >= shapes.len()
+        {
+            let allowed = format!("layers of the model, 0 to {}", shapes.len() - 1);
+            return Err(PolicyError::new("quantize.layers", range, &allowed));
+        }
+        for (layer, shape) in shapes.iter().enumerate() {
+            if let (Some(codec), _) = quantize::codecs(quantize, layer)
+                && quantize::by_channel(quantize)
+            {
+                quantize::kivi::check(codec, shape.k_dim)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Codecs of this plan's rows in a layer of a model of this activation dtype.
+    pub(crate) fn targets(&self, place: Place, dtype: DType) -> Targets {
         let store = match (self.policy.store, dtype) {
             (Store::Full, _) | (Store::Exact, DType::F16) => Codec::F16,
             (Store::Exact, DType::BF16) => Codec::Bf16,
             (Store::Exact, _) => Codec::F32,
         };
+        let quantize = self.policy.quantize.as_ref();
+        let (k, v) = quantize.map_or((None, None), |quantize| quantize::codecs(quantize, place.layer));
+        // Of keys that are packed.
+        let keys = quantize.filter(|_| k.is_some());
         Targets {
             store,
             packed: Pair {
-                k: self.k.unwrap_or(store),
-                v: self.v.unwrap_or(store),
-                // Only with keys that are packed: the policy was validated.
-                rotated: self.policy.quantize.as_ref().is_some_and(|q| q.rotate_k),
+                k: k.unwrap_or(store),
+                v: v.unwrap_or(store),
+                rotated: keys.is_some_and(|quantize| quantize.rotate_k),
+                channels: keys.is_some_and(quantize::by_channel),
             },
             sinks: self.sinks,
             residual: self.residual,

@@ -50,7 +50,12 @@ impl Plugin {
     }
 
     fn plan(&self, level: Option<u32>, policy: Policy) -> Result<Arc<Plan>, cinch_protocol::PolicyError> {
-        Ok(Arc::new(Plan::compile(self.core.next_plan(), level, policy)?))
+        let plan = Plan::compile(self.core.next_plan(), level, policy)?;
+        // Before a model is loaded, `open` tells.
+        if let Some((shapes, _)) = self.core.model.get() {
+            plan.fits(shapes)?;
+        }
+        Ok(Arc::new(plan))
     }
 
     /// What requests get that nobody assigned, from now on.
@@ -233,6 +238,10 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
             old.1.min(new.1)
         ));
     }
+    let grouped = |policy: &Policy| policy.quantize.as_ref().map(|q| q.method);
+    if grouped(&before.policy) != grouped(policy) && new.0 >= old.0 && old.0 < 16 {
+        notes.push("method: keys already packed stay in the groups they are in".to_owned());
+    }
     let rotates = |policy: &Policy| policy.quantize.as_ref().is_some_and(|q| q.rotate_k);
     if rotates(&before.policy) != rotates(policy) && new.0 >= old.0 && old.0 < 16 {
         notes.push("rotate_k: keys already packed stay in the basis they are in".to_owned());
@@ -282,7 +291,15 @@ impl CachePolicy for Plugin {
     fn open(&self, info: &SequenceInfo) -> Result<Arc<dyn SequenceCache>, HookError> {
         check(info)?;
         self.core.model.get_or_init(|| (info.layers.clone(), info.dtype));
-        Ok(Arc::new(Sequence::open(&self.core, info, self.serve(info))))
+        let request = self.serve(info);
+        request
+            .plan()
+            .fits(&info.layers)
+            .map_err(|error| HookError::Policy {
+                request: info.request,
+                reason: error.to_string(),
+            })?;
+        Ok(Arc::new(Sequence::open(&self.core, info, request)))
     }
 
     fn adopt(

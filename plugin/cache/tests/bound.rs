@@ -3,6 +3,7 @@
 
 mod common;
 
+use cinch_protocol::QuantizeMethod;
 use common::matrix::each;
 use common::*;
 
@@ -42,8 +43,14 @@ fn the_bound_of_a_long_sequence_is_near() {
         drop(step(&plugin, &MODEL, &mut seq, 3000));
         let (held, most) = (seq[0].cache.bytes(), plugin.most_bytes(policy, 3000).unwrap());
         println!("{name}: {held} of {most}, {:.3}", most as f64 / held as f64);
+        // Of keys by channel, every block that an eviction leaves may end with a tile that is not full.
+        let by_channel = policy
+            .quantize
+            .as_ref()
+            .is_some_and(|q| q.method == QuantizeMethod::Kivi);
+        let near = if by_channel { 1.35 } else { 1.25 };
         assert!(
-            (most as f64) < 1.25 * held as f64,
+            (most as f64) < near * held as f64,
             "{name}: {held} held, bound {most}"
         );
     });

@@ -186,7 +186,7 @@ fn a_second_turn_continues_a_prefix() {
 
         let mut tight = common::policy(r#"{"quantize": {"k_bits": 2, "v_bits": 2, "residual": 16}}"#);
         if let (Some(own), Some(theirs)) = (&mut tight.quantize, &policy.quantize) {
-            own.rotate_k = theirs.rotate_k;
+            (own.rotate_k, own.method) = (theirs.rotate_k, theirs.method);
         }
         let other = Policy {
             select: policy.select.clone(),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use cinch_cache::{CacheError, Observer, Plugin, PluginSettings, RequestState, RetuneError};
 use cinch_hooks::{CachePolicy, ForkRole, HookError, Qkv, SequenceCache};
+use cinch_protocol::Policy;
 use common::*;
 
 fn zeros(dims: (usize, usize, usize, usize)) -> Tensor {
@@ -34,46 +35,80 @@ fn attend(
 }
 
 #[test]
+fn layers_that_the_model_does_not_have() {
+    let plugin = plugin(policy("{}"));
+    drop(open(&plugin, &SMALL, 1, 1));
+    let with = |layers: &str| {
+        let text = format!(r#"{{"quantize": {{"k_bits": 4, "v_bits": 4, "layers": {layers}}}}}"#);
+        plugin
+            .assign(2, assignment(policy(&text)))
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        with(r#"{"1-2": {"k_bits": 8}}"#),
+        Err("quantize.layers: given 1-2, allowed layers of the model, 0 to 1".into())
+    );
+    assert_eq!(with(r#"{"0-1": {"k_bits": 8}}"#), Ok(()));
+}
+
+#[test]
+fn layers_are_named_once_and_with_bits() {
+    let refused = |layers: &str| {
+        let text = format!(r#"{{"quantize": {{"k_bits": 4, "v_bits": 4, "layers": {layers}}}}}"#);
+        let policy: Policy = serde_json::from_str(&text).unwrap();
+        policy.validate().unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(r#"{"0-3": {"k_bits": 8}, "3-5": {"v_bits": 8}}"#),
+        "quantize.layers: given 0-3 and 3-5, allowed layers that no other range names"
+    );
+    assert_eq!(
+        refused(r#"{"2": {}}"#),
+        "quantize.layers.2: given nothing, allowed k_bits, v_bits or both"
+    );
+}
+
+#[test]
 fn shapes_that_do_not_fit() {
     let plugin = plugin(policy("{}"));
     let mut seq = [open(&plugin, &SMALL, 1, 1)];
     step(&plugin, &SMALL, &mut seq, 10);
     let view = plugin.inspect(&*seq[0].cache).unwrap();
-    let (q, k, v) = (zeros((1, 6, 1, 16)), zeros((1, 2, 1, 16)), zeros((1, 2, 1, 24)));
+    let (q, k, v) = (zeros((1, 6, 1, 32)), zeros((1, 2, 1, 32)), zeros((1, 2, 1, 64)));
     for (layer, rows, q, k, v, part) in [
         (2, &seq[..], &q, &k, &v, "layer 2"),
         (0, &[][..], &q, &k, &v, "at least one row"),
-        (0, &seq[..], &zeros((1, 5, 1, 16)), &k, &v, "q: "),
-        (0, &seq[..], &zeros((2, 6, 1, 16)), &k, &v, "q: "),
-        (0, &seq[..], &zeros((1, 6, 0, 16)), &k, &v, "q: "),
-        (0, &seq[..], &zeros((1, 0, 1, 16)), &k, &v, "q: "),
+        (0, &seq[..], &zeros((1, 5, 1, 32)), &k, &v, "q: "),
+        (0, &seq[..], &zeros((2, 6, 1, 32)), &k, &v, "q: "),
+        (0, &seq[..], &zeros((1, 6, 0, 32)), &k, &v, "q: "),
+        (0, &seq[..], &zeros((1, 0, 1, 32)), &k, &v, "q: "),
         (0, &seq[..], &zeros((1, 6, 1, 15)), &k, &v, "q: "),
         (
             0,
             &seq[..],
-            &zeros((1, 6, 1, 16)).squeeze(0).unwrap(),
+            &zeros((1, 6, 1, 32)).squeeze(0).unwrap(),
             &k,
             &v,
             "q: ",
         ),
-        (0, &seq[..], &q, &zeros((1, 2, 2, 16)), &v, "k: "),
-        (0, &seq[..], &q, &zeros((1, 3, 1, 16)), &v, "k: "),
-        (0, &seq[..], &q, &k, &zeros((1, 2, 1, 16)), "v: "),
+        (0, &seq[..], &q, &zeros((1, 2, 2, 32)), &v, "k: "),
+        (0, &seq[..], &q, &zeros((1, 3, 1, 32)), &v, "k: "),
+        (0, &seq[..], &q, &k, &zeros((1, 2, 1, 32)), "v: "),
         (
             0,
             &seq[..],
             &q,
             &k,
-            &zeros((1, 2, 1, 24)).to_dtype(DType::F64).unwrap(),
+            &zeros((1, 2, 1, 64)).to_dtype(DType::F64).unwrap(),
             "F64",
         ),
         (0, &seq[..], &q.to_dtype(DType::U8).unwrap(), &k, &v, "U8"),
         (
             0,
             &[seq[0].clone(), seq[0].clone()][..],
-            &zeros((2, 6, 1, 16)),
-            &zeros((2, 2, 1, 16)),
-            &zeros((2, 2, 1, 24)),
+            &zeros((2, 6, 1, 32)),
+            &zeros((2, 2, 1, 32)),
+            &zeros((2, 2, 1, 64)),
             "once",
         ),
     ] {
@@ -84,7 +119,7 @@ fn shapes_that_do_not_fit() {
     let infinite = (&v + f64::INFINITY).unwrap();
     assert!(attend(&plugin, 0, &seq, &q, &nan, &v).is_err());
     assert!(attend(&plugin, 0, &seq, &q, &k, &infinite).is_err());
-    let (q, k, v) = (zeros((1, 6, 4, 16)), zeros((1, 2, 4, 16)), zeros((1, 2, 4, 24)));
+    let (q, k, v) = (zeros((1, 6, 4, 32)), zeros((1, 2, 4, 32)), zeros((1, 2, 4, 64)));
     let infinite = (&v + f64::INFINITY).unwrap();
     let error = attend(&plugin, 0, &seq, &q, &k, &infinite)
         .unwrap_err()
@@ -118,17 +153,17 @@ fn one_bad_row_leaves_the_batch_as_it_was() {
             step(&plugin, &SMALL, &mut rows, 1);
             let views = rows.clone().map(|row| plugin.inspect(&*row.cache).unwrap());
             for fresh in [1, 5] {
-                let k = tensor(&rows, 0, What::K, 2, fresh, 16);
+                let k = tensor(&rows, 0, What::K, 2, fresh, 32);
                 let poison = Tensor::cat(
                     &[
-                        zeros((1, 2, fresh, 16)),
-                        (zeros((1, 2, fresh, 16)) * f64::NAN).unwrap(),
+                        zeros((1, 2, fresh, 32)),
+                        (zeros((1, 2, fresh, 32)) * f64::NAN).unwrap(),
                     ],
                     0,
                 );
                 let k = (k + poison.unwrap()).unwrap();
-                let q = tensor(&rows, 0, What::Q, 6, fresh, 16);
-                let v = tensor(&rows, 0, What::V, 2, fresh, 24);
+                let q = tensor(&rows, 0, What::Q, 6, fresh, 32);
+                let v = tensor(&rows, 0, What::V, 2, fresh, 64);
                 assert!(attend(&plugin, 0, &rows, &q, &k, &v).is_err());
                 for (row, view) in rows.iter().zip(&views) {
                     let now = plugin.inspect(&*row.cache).unwrap();
@@ -205,7 +240,7 @@ fn caches_of_somebody_else() {
             seen: 0,
         };
         let rows = [own.clone(), foreign.clone()];
-        let (q, k, v) = (zeros((2, 6, 1, 16)), zeros((2, 2, 1, 16)), zeros((2, 2, 1, 24)));
+        let (q, k, v) = (zeros((2, 6, 1, 32)), zeros((2, 2, 1, 32)), zeros((2, 2, 1, 64)));
         assert!(matches!(
             attend(&ours, 0, &rows, &q, &k, &v),
             Err(HookError::ForeignCache { row: 1 })
@@ -319,6 +354,6 @@ fn the_observer_hears_every_measurement() {
     );
 }
 
-fn policy_unchecked(json: &str) -> cinch_protocol::Policy {
+fn policy_unchecked(json: &str) -> Policy {
     serde_json::from_str(json).unwrap()
 }

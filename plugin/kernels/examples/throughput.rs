@@ -99,18 +99,22 @@ fn prefill(kernels: &[Kernels]) -> Result<(), KernelError> {
                 Some(Codec::Int4),
                 Some(Codec::Int2),
             ] {
-                let mut packed = vec![0; codec.map_or(0, |c| rows * c.row_bytes(dim))];
+                let bytes = codec.map_or(0, |c| rows * c.row_bytes(dim));
+                let (mut keys, mut numbers) = (vec![0; bytes], vec![0; bytes]);
                 if let Some(codec) = codec {
-                    k.pack(codec, dim, &values, &mut packed)?;
+                    k.pack_run(k.key_layout(codec, dim), codec, dim, &values, &mut keys)?;
+                    k.pack_run(k.value_layout(codec, dim), codec, dim, &values, &mut numbers)?;
                 }
                 let past: Vec<_> = codec
                     .map(|codec| Segment {
                         k_codec: codec,
                         v_codec: codec,
+                        k_layout: k.key_layout(codec, dim),
+                        v_layout: k.value_layout(codec, dim),
                         k_rotated: true,
                         rows,
-                        k: &packed,
-                        v: &packed,
+                        k: &keys,
+                        v: &numbers,
                     })
                     .into_iter()
                     .collect();

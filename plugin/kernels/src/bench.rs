@@ -13,6 +13,30 @@ use crate::{Codec, ColumnSums, Heads, KernelError, Kernels, Partial, Rows, RowsM
 /// Rows of a segment, as stores hold them.
 const BLOCK: usize = 64;
 
+/// Bytes that begin with a cache line, as stores hold them.
+struct Lines {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Lines {
+    fn of(bytes: &[u8]) -> Self {
+        let mut all = vec![0; bytes.len() + 64];
+        let start = all.as_ptr().align_offset(64).min(64);
+        all[start..start + bytes.len()].copy_from_slice(bytes);
+        Self {
+            bytes: all,
+            start,
+            len: bytes.len(),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
 /// What decode is measured on.
 #[derive(Clone, Copy, Debug)]
 pub struct Decode {
@@ -95,22 +119,35 @@ fn timed(threads: usize, work: impl Fn(usize, &mut Vec<f64>) + Sync) -> f64 {
 pub fn decode(kernels: Kernels, shape: &Decode, k: Codec, v: Codec) -> Result<f64, KernelError> {
     let heads = &shape.heads;
     let (k_row, v_row) = (k.row_bytes(heads.k_dim), v.row_bytes(heads.v_dim));
+    let (k_layout, v_layout) = (
+        kernels.key_layout(k, heads.k_dim),
+        kernels.value_layout(v, heads.v_dim),
+    );
     // One head's rows, copied for every layer and KV head.
     let mut one = (vec![0; shape.rows * k_row], vec![0; shape.rows * v_row]);
-    kernels.pack(k, heads.k_dim, &values(1, shape.rows * heads.k_dim), &mut one.0)?;
-    kernels.pack(v, heads.v_dim, &values(2, shape.rows * heads.v_dim), &mut one.1)?;
-    let all: Vec<_> = (0..shape.layers * shape.kv_heads).map(|_| one.clone()).collect();
+    let keys = values(1, shape.rows * heads.k_dim);
+    kernels.pack_run(k_layout, k, heads.k_dim, &keys, &mut one.0)?;
+    let numbers = values(2, shape.rows * heads.v_dim);
+    kernels.pack_run(v_layout, v, heads.v_dim, &numbers, &mut one.1)?;
+    let all: Vec<_> = (0..shape.layers * shape.kv_heads)
+        .map(|_| (Lines::of(&one.0), Lines::of(&one.1)))
+        .collect();
     let q = values(3, heads.q_heads * heads.k_dim);
     let share = (shape.rows / BLOCK).div_ceil(shape.threads.max(1));
 
     let units: Vec<Vec<Segment<'_>>> = all
         .iter()
         .map(|(keys, values)| {
-            let blocks = keys.chunks(BLOCK * k_row).zip(values.chunks(BLOCK * v_row));
+            let blocks = keys
+                .bytes()
+                .chunks(BLOCK * k_row)
+                .zip(values.bytes().chunks(BLOCK * v_row));
             blocks
                 .map(|(keys, values)| Segment {
                     k_codec: k,
                     v_codec: v,
+                    k_layout,
+                    v_layout,
                     k_rotated: false,
                     rows: keys.len() / k_row,
                     k: keys,

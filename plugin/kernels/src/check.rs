@@ -1,7 +1,7 @@
 //! Argument checks. Invariant: past them, no kernel can index out of bounds, whatever the values.
 
 use crate::types::Prefill;
-use crate::{Codec, ColumnSums, Heads, KernelError, Partial, Rows, RowsMut, Segment};
+use crate::{Codec, ColumnSums, Heads, KernelError, Layout, Partial, Rows, RowsMut, Segment};
 
 /// Checks `pack` or `unpack`: `values` f32 against `bytes` packed. Returns the rows.
 pub(crate) fn codec(codec: Codec, dim: usize, values: usize, bytes: usize) -> Result<usize, KernelError> {
@@ -16,6 +16,53 @@ pub(crate) fn codec(codec: Codec, dim: usize, values: usize, bytes: usize) -> Re
     let rows = values / dim;
     length("packed bytes", bytes, rows.saturating_mul(codec.row_bytes(dim)))?;
     Ok(rows)
+}
+
+/// Checks `pack_run`: all of a run.
+pub(crate) fn run(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    values: usize,
+    bytes: usize,
+) -> Result<(), KernelError> {
+    first(layout, codec, dim, values, bytes)?;
+    let expected = layout.stored_rows(values / dim) * codec.row_bytes(dim);
+    length("packed bytes", bytes, expected)
+}
+
+/// Checks `unpack_run`: a run's first rows.
+pub(crate) fn first(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    values: usize,
+    bytes: usize,
+) -> Result<(), KernelError> {
+    nonzero("dim", dim)?;
+    multiple("values", values, dim)?;
+    layout.check("packed bytes", (codec, dim), values / dim, bytes)
+}
+
+/// Checks `to_rows` or `of_rows`.
+pub(crate) fn movable(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    from: usize,
+    to: usize,
+) -> Result<(), KernelError> {
+    nonzero("dim", dim)?;
+    let row = codec.row_bytes(dim);
+    if !layout.fits(codec, dim) || layout == Layout::KeyChannels {
+        return Err(KernelError::Layout {
+            given: layout.name(),
+            codec: codec.name(),
+            dim,
+        });
+    }
+    multiple("packed bytes", from, row)?;
+    length("bytes of as many rows", to, from)
 }
 
 /// Checks `rotate`.
@@ -134,16 +181,23 @@ fn shape(heads: &Heads) -> Result<(), KernelError> {
 fn past(heads: &Heads, segments: &[Segment<'_>]) -> Result<usize, KernelError> {
     let mut rows = 0;
     for s in segments {
-        length(
-            "key bytes of a segment",
-            s.k.len(),
-            s.rows.saturating_mul(s.k_codec.row_bytes(heads.k_dim)),
-        )?;
-        length(
-            "value bytes of a segment",
-            s.v.len(),
-            s.rows.saturating_mul(s.v_codec.row_bytes(heads.v_dim)),
-        )?;
+        for (layout, what, side) in [(s.k_layout, "keys", true), (s.v_layout, "values", false)] {
+            let allowed = match layout {
+                Layout::Rows => true,
+                Layout::KeyTiles | Layout::KeyChannels => side,
+                Layout::ValueTiles => !side,
+            };
+            if !allowed {
+                return Err(KernelError::Side {
+                    given: layout.name(),
+                    side: what,
+                });
+            }
+        }
+        let (k, v) = ((s.k_codec, heads.k_dim), (s.v_codec, heads.v_dim));
+        s.k_layout.check("key bytes of a segment", k, s.rows, s.k.len())?;
+        s.v_layout
+            .check("value bytes of a segment", v, s.rows, s.v.len())?;
         rows += s.rows;
     }
     Ok(rows)

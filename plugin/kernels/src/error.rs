@@ -52,6 +52,24 @@ pub enum KernelError {
         /// The range in words.
         allowed: &'static str,
     },
+    /// Rows of this codec and dimension can't lie so.
+    #[error("layout: given {given} for {codec} rows of {dim} values, which only lie row by row")]
+    Layout {
+        /// The layout.
+        given: &'static str,
+        /// The rows' codec.
+        codec: &'static str,
+        /// Values in a row.
+        dim: usize,
+    },
+    /// Keys lie as only values can, or the other way round.
+    #[error("layout: given {given} for {side}")]
+    Side {
+        /// The layout.
+        given: &'static str,
+        /// What lies so.
+        side: &'static str,
+    },
     /// A row to be packed holds an infinity or a NaN.
     #[error("row {row}, column {column}: given {given}, expected a finite value")]
     NonFinite {

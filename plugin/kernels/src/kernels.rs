@@ -4,8 +4,8 @@
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
 use crate::{
-    Codec, ColumnSums, Heads, KernelError, Partial, Rows, RowsMut, Scratch, Segment, portable::Portable,
-    scalar,
+    Codec, ColumnSums, Heads, KernelError, Layout, Partial, Rows, RowsMut, Scratch, Segment,
+    portable::Portable, scalar,
 };
 
 /// An implementation of every kernel, chosen once and passed down; as small as a byte.
@@ -27,6 +27,20 @@ enum Isa {
 
 /// Every implementation there is, on any machine, slowest first.
 pub const NAMES: [&str; 4] = ["scalar", "portable", "avx2", "avx512"];
+
+/// An implementation's own function.
+macro_rules! dispatch {
+    ($kernels:ident, $name:ident($($arg:expr),*)) => {
+        match $kernels.0 {
+            Isa::Scalar => scalar::$name($($arg),*),
+            Isa::Portable(s) => s.$name($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.$name($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.$name($($arg),*),
+        }
+    };
+}
 
 impl Kernels {
     /// The fastest implementation that this CPU can run.
@@ -103,14 +117,7 @@ impl Kernels {
     /// [`KernelError::NonFinite`] names the first row that holds an infinity or a NaN; other variants tell
     /// of a dimension of 0 or lengths that do not fit.
     pub fn pack(self, codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
-        match self.0 {
-            Isa::Scalar => scalar::pack(codec, dim, src, dst),
-            Isa::Portable(s) => s.pack(codec, dim, src, dst),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(s) => s.pack(codec, dim, src, dst),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(s) => s.pack(codec, dim, src, dst),
-        }
+        dispatch!(self, pack(codec, dim, src, dst))
     }
 
     /// Unpacks rows of `codec.row_bytes(dim)` bytes into `dst`, `dim` values each.
@@ -118,13 +125,96 @@ impl Kernels {
     /// # Errors
     /// A dimension of 0 or lengths that do not fit.
     pub fn unpack(self, codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> Result<(), KernelError> {
-        match self.0 {
-            Isa::Scalar => scalar::unpack(codec, dim, src, dst),
-            Isa::Portable(s) => s.unpack(codec, dim, src, dst),
+        dispatch!(self, unpack(codec, dim, src, dst))
+    }
+
+    /// Packs a run of rows in a layout, into `layout.stored_rows(rows) · codec.row_bytes(dim)` bytes; otherwise as
+    /// [`Kernels::pack`]. Of [`Layout::KeyChannels`], scale and zero are of a column over a tile's rows, and so are errors.
+    ///
+    /// # Errors
+    /// As [`Kernels::pack`], and [`KernelError::Layout`] where rows of this codec and dimension can't lie so.
+    pub fn pack_run(
+        self,
+        layout: Layout,
+        codec: Codec,
+        dim: usize,
+        src: &[f32],
+        dst: &mut [u8],
+    ) -> Result<(), KernelError> {
+        dispatch!(self, pack_run(layout, codec, dim, src, dst))
+    }
+
+    /// Unpacks the first rows of a run that [`Kernels::pack_run`] made: all of it, or as far as the last row's tile goes.
+    ///
+    /// # Errors
+    /// As [`Kernels::unpack`], and [`KernelError::Layout`].
+    pub fn unpack_run(
+        self,
+        layout: Layout,
+        codec: Codec,
+        dim: usize,
+        src: &[u8],
+        dst: &mut [f32],
+    ) -> Result<(), KernelError> {
+        dispatch!(self, unpack_run(layout, codec, dim, src, dst))
+    }
+
+    /// Copies a run so that it lies row by row.
+    ///
+    /// # Errors
+    /// Lengths that do not fit, and [`KernelError::Layout`] for [`Layout::KeyChannels`], whose rows have no bytes of their
+    /// own.
+    pub fn to_rows(
+        self,
+        layout: Layout,
+        codec: Codec,
+        dim: usize,
+        src: &[u8],
+        dst: &mut [u8],
+    ) -> Result<(), KernelError> {
+        dispatch!(self, to_rows(layout, codec, dim, src, dst))
+    }
+
+    /// Copies rows that lie row by row to a run of a layout.
+    ///
+    /// # Errors
+    /// As [`Kernels::to_rows`].
+    pub fn of_rows(
+        self,
+        layout: Layout,
+        codec: Codec,
+        dim: usize,
+        src: &[u8],
+        dst: &mut [u8],
+    ) -> Result<(), KernelError> {
+        dispatch!(self, of_rows(layout, codec, dim, src, dst))
+    }
+
+    /// How this implementation attends fastest to keys of this codec and dimension that have parameters of their own.
+    #[must_use]
+    pub fn key_layout(self, codec: Codec, dim: usize) -> Layout {
+        self.tiled(Layout::KeyTiles, codec, dim)
+    }
+
+    /// How this implementation attends fastest to values of this codec and dimension.
+    #[must_use]
+    pub fn value_layout(self, codec: Codec, dim: usize) -> Layout {
+        self.tiled(Layout::ValueTiles, codec, dim)
+    }
+
+    fn tiled(self, layout: Layout, codec: Codec, dim: usize) -> Layout {
+        // The others unpack rows first, and tiles would only add work.
+        let uses = match self.0 {
+            Isa::Scalar | Isa::Portable(_) => false,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(s) => s.unpack(codec, dim, src, dst),
+            Isa::Avx2(_) => false,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(s) => s.unpack(codec, dim, src, dst),
+            Isa::Avx512(_) => true,
+        };
+        if uses && layout.fits(codec, dim) {
+            layout
+        } else {
+            Layout::Rows
         }
     }
 
@@ -141,14 +231,7 @@ impl Kernels {
     /// # Errors
     /// A dimension of 0, or a length that is not a whole number of rows.
     pub fn rotate(self, dim: usize, rows: &mut [f32]) -> Result<(), KernelError> {
-        match self.0 {
-            Isa::Scalar => scalar::rotate(dim, rows),
-            Isa::Portable(s) => s.rotate(dim, rows),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(s) => s.rotate(dim, rows),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(s) => s.rotate(dim, rows),
-        }
+        dispatch!(self, rotate(dim, rows))
     }
 
     /// Attention of one query token per query head over all rows of `segments`, which may be any part of a
@@ -170,14 +253,7 @@ impl Kernels {
         weights: Option<&mut [f32]>,
         scratch: &mut Scratch,
     ) -> Result<(), KernelError> {
-        match self.0 {
-            Isa::Scalar => scalar::attend_decode(heads, segments, q, partial, weights, scratch),
-            Isa::Portable(s) => s.attend_decode(heads, segments, q, partial, weights, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(s) => s.attend_decode(heads, segments, q, partial, weights, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(s) => s.attend_decode(heads, segments, q, partial, weights, scratch),
-        }
+        dispatch!(self, attend_decode(heads, segments, q, partial, weights, scratch))
     }
 
     /// Causal attention of a run of fresh tokens of one KV head: the run's query `i` sees all rows of `past`
@@ -215,14 +291,7 @@ impl Kernels {
             first_query,
             q,
         };
-        match self.0 {
-            Isa::Scalar => scalar::attend_prefill(&call, out, sums, scratch),
-            Isa::Portable(s) => s.attend_prefill(&call, out, sums, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(s) => s.attend_prefill(&call, out, sums, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(s) => s.attend_prefill(&call, out, sums, scratch),
-        }
+        dispatch!(self, attend_prefill(&call, out, sums, scratch))
     }
 
     /// Computes nothing but multiply-adds; for [`crate::bench`]. Returns how many operations.

@@ -2,11 +2,15 @@
 //!
 //! Invariant: [`pack`] writes the same bytes as every other implementation, bit for bit.
 
+mod layout;
+
 use half::{bf16, f16};
 
 use crate::codec::{F16_MAX, GROUP, PARAM_BYTES};
 use crate::partial::Stat;
 use crate::types::Prefill;
+pub(crate) use layout::{of_rows, pack_run, to_rows, unpack_run};
+
 use crate::{Codec, ColumnSums, Heads, KernelError, Partial, RowsMut, Scratch, Segment, check};
 
 /// See [`crate::Kernels::pack`].
@@ -271,8 +275,8 @@ fn unpack_all(heads: &Heads, segments: &[Segment<'_>]) -> Result<(Unpacked, Unpa
     for s in segments {
         let mut k = vec![0.0; s.rows * heads.k_dim];
         let mut v = vec![0.0; s.rows * heads.v_dim];
-        unpack(s.k_codec, heads.k_dim, s.k, &mut k)?;
-        unpack(s.v_codec, heads.v_dim, s.v, &mut v)?;
+        layout::unpack_first(s.k_layout, s.k_codec, heads.k_dim, s.k, &mut k);
+        layout::unpack_first(s.v_layout, s.v_codec, heads.v_dim, s.v, &mut v);
         if s.k_rotated {
             rotate(heads.k_dim, &mut k)?;
         }

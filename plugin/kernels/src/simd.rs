@@ -87,6 +87,15 @@ pub(crate) trait Simd: Copy {
         [self.u8s(&half(0)), self.u8s(&half(1))]
     }
 
+    /// Byte `i` of row `b` to byte `4i + b`.
+    fn zip(self, rows: [[u8; 16]; 4]) -> [u8; 64] {
+        std::array::from_fn(|i| rows[i % 4][i / 4])
+    }
+    /// The other way round.
+    fn unzip(self, block: &[u8; 64]) -> [[u8; 16]; 4] {
+        std::array::from_fn(|b| std::array::from_fn(|i| block[4 * i + b]))
+    }
+
     /// Integers from 0 to 255, rounded to nearest, ties to even.
     fn to_u8s(self, v: Self::V) -> [u8; LANES];
     /// Rounded to nearest, ties to even; finite and within f16's range.

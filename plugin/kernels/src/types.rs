@@ -1,6 +1,6 @@
 //! What the kernels take: views of rows, packed or strided, and what the heads have in common.
 
-use crate::Codec;
+use crate::{Codec, Layout};
 
 /// A run of rows of one KV head, in one pair of codecs.
 #[derive(Clone, Copy, Debug)]
@@ -9,31 +9,65 @@ pub struct Segment<'a> {
     pub k_codec: Codec,
     /// Codec of the values.
     pub v_codec: Codec,
+    /// How the keys lie: [`Layout::Rows`], [`Layout::KeyTiles`] or [`Layout::KeyChannels`].
+    pub k_layout: Layout,
+    /// How the values lie: [`Layout::Rows`] or [`Layout::ValueTiles`].
+    pub v_layout: Layout,
     /// Keys are stored as [`crate::Kernels::rotate`] left them; queries are then rotated too.
     pub k_rotated: bool,
     /// Number of rows; 0 is allowed.
     pub rows: usize,
-    /// Keys: exactly `rows · k_codec.row_bytes(k_dim)` bytes.
+    /// Keys: a run of `rows` rows; or of more, as far as the last row's tile goes.
     pub k: &'a [u8],
-    /// Values: exactly `rows · v_codec.row_bytes(v_dim)` bytes.
+    /// Values, likewise.
     pub v: &'a [u8],
 }
 
 impl<'a> Segment<'a> {
-    /// Some of the rows.
+    /// Some of the rows, from a cut that both layouts allow ([`Layout::step`]).
     ///
     /// # Panics
-    /// If the range does not lie in `0..rows`, or lengths do not fit (which every kernel refuses).
+    /// If the range does not lie in `0..rows` or begins elsewhere, or lengths do not fit (which every kernel refuses).
     #[must_use]
     pub fn slice(&self, heads: &Heads, rows: std::ops::Range<usize>) -> Self {
-        let cut = |bytes: &'a [u8], row: usize| &bytes[rows.start * row..rows.end * row];
+        assert!(
+            rows.start
+                .is_multiple_of(self.k_layout.step().max(self.v_layout.step()))
+        );
         Self {
             rows: rows.len(),
-            k: cut(self.k, self.k_codec.row_bytes(heads.k_dim)),
-            v: cut(self.v, self.v_codec.row_bytes(heads.v_dim)),
+            k: self.keys(heads, rows.start, rows.len()),
+            v: self.values(heads, rows.start, rows.len()),
             ..*self
         }
     }
+
+    /// The keys of `n` rows from a cut on, and what else is in their tiles.
+    pub(crate) fn keys(&self, heads: &Heads, from: usize, n: usize) -> &'a [u8] {
+        part(
+            self.k,
+            self.k_layout,
+            self.k_codec.row_bytes(heads.k_dim),
+            from,
+            n,
+        )
+    }
+
+    /// The values, likewise.
+    pub(crate) fn values(&self, heads: &Heads, from: usize, n: usize) -> &'a [u8] {
+        part(
+            self.v,
+            self.v_layout,
+            self.v_codec.row_bytes(heads.v_dim),
+            from,
+            n,
+        )
+    }
+}
+
+fn part(bytes: &[u8], layout: Layout, row: usize, from: usize, n: usize) -> &[u8] {
+    let span = layout.span(bytes.len() / row, from, n);
+    &bytes[span.start * row..span.end * row]
 }
 
 /// One KV head and the query heads that share it.
@@ -146,6 +180,8 @@ pub struct Scratch {
     pub(crate) queries: Vec<f32>,
     pub(crate) prepared: [Vec<i32>; 2],
     pub(crate) tile: Vec<f32>,
+    /// A tile's packed rows.
+    pub(crate) rows: Vec<u8>,
     pub(crate) keys: Vec<f32>,
     pub(crate) scores: Vec<f32>,
     pub(crate) max: Vec<f32>,

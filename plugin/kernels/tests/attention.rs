@@ -6,7 +6,7 @@
 
 mod common;
 
-use cinch_kernels::{Codec, ColumnSums, Heads, Kernels, Rows, RowsMut, Scratch};
+use cinch_kernels::{Codec, ColumnSums, Heads, Kernels, Layout, Rows, RowsMut, Scratch};
 use common::{DIMS, Packed, attention, bound, decode, error, fast, joined, random, rng};
 use rand::rngs::StdRng;
 
@@ -151,6 +151,7 @@ fn decode_survives_large_logits() {
     };
     let part = Packed {
         codecs: (Codec::F32, Codec::F32),
+        layouts: (Layout::Rows, Layout::Rows),
         rotated: false,
         rows: 3,
         k: [-3e4f32, 3e4, 1e4].iter().flat_map(|x| x.to_le_bytes()).collect(),

@@ -1,8 +1,8 @@
 //! Bad arguments: a typed refusal that says what was given and what fits, from every implementation.
 
 use cinch_kernels::{
-    Codec, ColumnSums, Heads, KernelError, Kernels, Partial, Rows, RowsMut, Scratch, Segment, accumulate,
-    merge,
+    Codec, ColumnSums, Heads, KernelError, Kernels, Layout, Partial, Rows, RowsMut, Scratch, Segment,
+    accumulate, merge,
 };
 
 const HEADS: Heads = Heads {
@@ -44,6 +44,8 @@ fn segment<'a>(k: &'a [u8], v: &'a [u8]) -> Segment<'a> {
     Segment {
         k_codec: Codec::F16,
         v_codec: Codec::F16,
+        k_layout: Layout::Rows,
+        v_layout: Layout::Rows,
         k_rotated: false,
         rows: 2,
         k,

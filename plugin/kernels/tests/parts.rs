@@ -6,7 +6,8 @@
 mod common;
 
 use cinch_kernels::{
-    Codec, ColumnSums, Heads, Kernels, Partial, Rows, RowsMut, Scratch, Segment, accumulate, merge, total,
+    Codec, ColumnSums, Heads, Kernels, Layout, Partial, Rows, RowsMut, Scratch, Segment, accumulate, merge,
+    total,
 };
 use common::{Packed, bound, decode, error, fast, joined, oracle, random, rng};
 use rand::Rng;
@@ -93,7 +94,8 @@ fn any_split_merges_to_the_whole() {
             let mut weights = Vec::new();
             for (partial, cut) in partials.iter_mut().zip(cuts.windows(2)) {
                 let segments = slice(&heads, &whole, cut[0], cut[1]);
-                let mut w = vec![f32::NAN; heads.q_heads * (cut[1] - cut[0])];
+                let rows: usize = segments.iter().map(|s| s.rows).sum();
+                let mut w = vec![f32::NAN; heads.q_heads * rows];
                 kernels
                     .attend_decode(&heads, &segments, &q, partial, Some(&mut w), &mut scratch)
                     .unwrap();
@@ -144,7 +146,12 @@ fn slice<'a>(heads: &Heads, segments: &[Segment<'a>], from: usize, to: usize) ->
     for s in segments {
         let (a, b) = (from.max(start), to.min(start + s.rows));
         if a < b {
-            out.push(s.slice(heads, a - start..b - start));
+            // A part begins where tiles do.
+            let step = s.k_layout.step().max(s.v_layout.step());
+            let cut = |row: usize| if row == s.rows { row } else { row / step * step };
+            if cut(a - start) < cut(b - start) {
+                out.push(s.slice(heads, cut(a - start)..cut(b - start)));
+            }
         }
         start += s.rows;
     }
@@ -278,6 +285,8 @@ fn extreme_rows_stay_finite_and_right() {
                     let segments = [Segment {
                         k_codec: codec,
                         v_codec: codec,
+                        k_layout: Layout::Rows,
+                        v_layout: Layout::Rows,
                         k_rotated: false,
                         rows,
                         k: &bytes,

@@ -73,6 +73,11 @@ fn decode(
         heads.map(move |(kv, head)| (row, kv, head.kept()))
     });
     pieces::decode(heads, step.threads(), pieces);
+    for piece in pieces.iter_mut() {
+        // Parts begin where tiles of packed rows do.
+        let head = &layers[piece.row].heads[piece.kv];
+        (piece.from, piece.to) = (head.cut(piece.from), head.cut(piece.to));
+    }
     if slots.len() < pieces.len() {
         slots.resize_with(pieces.len(), Mutex::default);
     }

@@ -1,6 +1,7 @@
 //! How rows are packed: which codec a policy's bits mean, and that codecs only ever go down for rows
 //! already stored. One method a file.
 
+pub(crate) mod kivi;
 pub(crate) mod rtn;
 
 use cinch_kernels::Codec;
@@ -27,9 +28,25 @@ pub(crate) fn lower(current: Codec, target: Codec) -> Codec {
     }
 }
 
-/// Codecs of K and V that a policy packs rows into; `None`: they stay in the store's own.
-pub(crate) fn codecs(quantize: &Quantize) -> (Option<Codec>, Option<Codec>) {
+/// Codecs of K and V that a policy packs a layer's rows into; `None`: they stay in the store's own.
+pub(crate) fn codecs(quantize: &Quantize, layer: usize) -> (Option<Codec>, Option<Codec>) {
+    let (k, v) = quantize.bits(layer);
+    // Both give a value as many bits; they differ in which values share a scale.
     match quantize.method {
-        QuantizeMethod::Rtn => (rtn::codec(quantize.k_bits), rtn::codec(quantize.v_bits)),
+        QuantizeMethod::Rtn | QuantizeMethod::Kivi => (rtn::codec(k), rtn::codec(v)),
     }
+}
+
+/// Whether a policy packs anything in any layer.
+pub(crate) fn packs(quantize: &Quantize) -> bool {
+    let own = quantize.layers.values().flat_map(|own| [own.k_bits, own.v_bits]);
+    let all = [Some(quantize.k_bits), Some(quantize.v_bits)]
+        .into_iter()
+        .chain(own);
+    all.flatten().any(|bits| rtn::codec(bits).is_some())
+}
+
+/// Whether the tokens of a tile share a channel's scale and zero.
+pub(crate) fn by_channel(quantize: &Quantize) -> bool {
+    quantize.method == QuantizeMethod::Kivi
 }

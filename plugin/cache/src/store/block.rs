@@ -4,14 +4,23 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytemuck::{Pod, Zeroable};
 use cinch_hooks::HookError;
-use cinch_kernels::{Codec, Kernels, Segment};
+use cinch_kernels::{Codec, Kernels, Layout, Segment};
 
 use super::ledger::{Charge, Ledger};
+use super::picked::Picked;
 use crate::error::kernel;
 
 /// What the allocator holds for a block besides its rows: the struct and its two reference counts.
 pub(crate) const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
+
+/// What K and V are rounded up to. Vectors of 64 bytes that cross two cache lines take twice as long.
+pub(crate) const LINE: usize = size_of::<Line>();
+
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
 
 /// Head dimensions of one KV head, and what packs its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +37,8 @@ pub(crate) struct Pair {
     pub(crate) v: Codec,
     /// Keys are stored as [`Kernels::rotate`] left them.
     pub(crate) rotated: bool,
+    /// Tokens share a channel's scale and zero, not a token's channels: [`Layout::KeyChannels`].
+    pub(crate) channels: bool,
 }
 
 impl Pair {
@@ -36,37 +47,121 @@ impl Pair {
             k: codec,
             v: codec,
             rotated: false,
+            channels: false,
         }
+    }
+
+    /// Bytes of K and V of a block of so many rows.
+    pub(crate) fn bytes(self, dims: Dims, rows: usize) -> (usize, usize) {
+        let (k, v) = self.sides(dims);
+        let bytes = |side: Side| (side.layout.stored_rows(rows) * side.row()).next_multiple_of(LINE);
+        (bytes(k), bytes(v))
+    }
+
+    fn sides(self, dims: Dims) -> (Side, Side) {
+        let k = if self.channels {
+            Layout::KeyChannels
+        } else {
+            dims.kernels.key_layout(self.k, dims.k)
+        };
+        let side = |codec, dim, layout| Side { codec, dim, layout };
+        (
+            side(self.k, dims.k, k),
+            side(self.v, dims.v, dims.kernels.value_layout(self.v, dims.v)),
+        )
     }
 }
 
-/// Rows of K, then rows of V, each packed row by row.
+/// How one side of a block is stored.
+#[derive(Debug, Clone, Copy)]
+struct Side {
+    codec: Codec,
+    dim: usize,
+    layout: Layout,
+}
+
+impl Side {
+    fn row(self) -> usize {
+        self.codec.row_bytes(self.dim)
+    }
+
+    /// Whether a row is bytes of its own.
+    fn has_rows(self) -> bool {
+        self.layout != Layout::KeyChannels
+    }
+}
+
+/// Buffers for what rows go through on their way from block to block.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    values: Vec<f32>,
+    /// A source's rows, row by row.
+    source: Vec<u8>,
+    /// A target's.
+    target: Vec<u8>,
+}
+
+/// Rows of K, then rows of V; a few hundred at most.
 #[derive(Debug)]
 pub(crate) struct Block {
+    dims: Dims,
     pair: Pair,
-    k_row: usize,
-    v_row: usize,
-    rows: usize,
-    capacity: usize,
-    /// `capacity * k_row` bytes of K, then `capacity * v_row` of V.
-    data: Box<[u8]>,
+    rows: u32,
+    /// Rows when it was filled; what was cut off since is still there.
+    filled: u32,
+    capacity: u32,
+    data: Box<[Line]>,
     charge: Charge,
 }
 
 impl Block {
     pub(crate) fn new(ledger: &Arc<Ledger>, dims: Dims, pair: Pair, capacity: usize) -> Self {
-        let (k_row, v_row) = (pair.k.row_bytes(dims.k), pair.v.row_bytes(dims.v));
-        let data = vec![0_u8; capacity * (k_row + v_row)].into_boxed_slice();
-        let charge = Charge::new(ledger, data.len() + HEADER);
+        let (k, v) = pair.bytes(dims, capacity);
+        let data = vec![Line::zeroed(); (k + v) / LINE].into_boxed_slice();
+        let charge = Charge::new(ledger, k + v + HEADER);
         Self {
+            dims,
             pair,
-            k_row,
-            v_row,
             rows: 0,
-            capacity,
+            filled: 0,
+            capacity: capacity as u32,
             data,
             charge,
         }
+    }
+
+    /// A block of rows of others, transcoded where codecs differ.
+    pub(crate) fn gather<'a>(
+        ledger: &Arc<Ledger>,
+        dims: Dims,
+        pair: Pair,
+        capacity: usize,
+        pieces: impl Iterator<Item = (&'a Self, &'a Picked<'a>)> + Clone,
+        buffers: &mut Buffers,
+    ) -> Result<Self, HookError> {
+        let mut block = Self::new(ledger, dims, pair, capacity);
+        let rows = pieces.clone().map(|(_, rows)| rows.len()).sum();
+        let (k_side, v_side) = pair.sides(dims);
+        let (k, v) = block.sides_mut();
+        let kernels = dims.kernels;
+        let keys = pieces.clone().map(|(source, rows)| Part {
+            bytes: source.k(0, source.rows()),
+            side: source.pair.sides(dims).0,
+            stored: source.rows(),
+            rotate: source.pair.rotated != pair.rotated,
+            rows,
+        });
+        gather(kernels, k_side, keys, rows, k, buffers)?;
+        let values = pieces.map(|(source, rows)| Part {
+            bytes: source.v(0, source.rows()),
+            side: source.pair.sides(dims).1,
+            stored: source.rows(),
+            rotate: false,
+            rows,
+        });
+        gather(kernels, v_side, values, rows, v, buffers)?;
+        (block.rows, block.filled) = (rows as u32, rows as u32);
+        Ok(block)
     }
 
     pub(crate) fn pair(&self) -> Pair {
@@ -74,15 +169,15 @@ impl Block {
     }
 
     pub(crate) fn rows(&self) -> usize {
-        self.rows
+        self.rows as usize
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        self.capacity
+        self.capacity as usize
     }
 
     pub(crate) fn room(&self) -> usize {
-        self.capacity - self.rows
+        self.capacity() - self.rows()
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -90,14 +185,24 @@ impl Block {
     }
 
     pub(crate) fn truncate(&mut self, rows: usize) {
-        self.rows = self.rows.min(rows);
+        self.rows = self.rows.min(rows as u32);
     }
 
-    /// Some of the rows as the kernels take them.
+    /// The last row at or before `row` from which on rows can be attended to.
+    pub(crate) fn cut(&self, row: usize) -> usize {
+        let (k, v) = self.pair.sides(self.dims);
+        let step = k.layout.step().max(v.layout.step());
+        row / step * step
+    }
+
+    /// Some of the rows as the kernels take them, from a cut on.
     pub(crate) fn segment(&self, rows: Range<usize>) -> Segment<'_> {
+        let (k, v) = self.pair.sides(self.dims);
         Segment {
             k_codec: self.pair.k,
             v_codec: self.pair.v,
+            k_layout: k.layout,
+            v_layout: v.layout,
             k_rotated: self.pair.rotated,
             rows: rows.len(),
             k: self.k(rows.start, rows.end),
@@ -106,122 +211,71 @@ impl Block {
     }
 
     fn k(&self, from: usize, to: usize) -> &[u8] {
-        &self.data[from * self.k_row..to * self.k_row]
+        self.part(self.pair.sides(self.dims).0, 0, from, to)
     }
 
     fn v(&self, from: usize, to: usize) -> &[u8] {
-        let base = self.capacity * self.k_row;
-        &self.data[base + from * self.v_row..base + to * self.v_row]
+        let base = self.pair.bytes(self.dims, self.capacity()).0;
+        self.part(self.pair.sides(self.dims).1, base, from, to)
     }
 
-    /// Where `rows` more rows go. They count once the caller has filled them.
-    fn room_for(&mut self, rows: usize) -> (&mut [u8], &mut [u8]) {
-        let (from, to) = (self.rows, self.rows + rows);
-        let (k, v) = self.data.split_at_mut(self.capacity * self.k_row);
-        (
-            &mut k[from * self.k_row..to * self.k_row],
-            &mut v[from * self.v_row..to * self.v_row],
-        )
+    /// Rows from a cut on, and what else is in the last one's tile.
+    fn part(&self, side: Side, base: usize, from: usize, to: usize) -> &[u8] {
+        let stored = side.layout.stored_rows(self.filled as usize);
+        let span = side.layout.span(stored, from, to - from);
+        let bytes: &[u8] = bytemuck::cast_slice(&self.data);
+        &bytes[base + span.start * side.row()..base + span.end * side.row()]
+    }
+
+    fn sides_mut(&mut self) -> (&mut [u8], &mut [u8]) {
+        let base = self.pair.bytes(self.dims, self.capacity()).0;
+        bytemuck::cast_slice_mut(&mut self.data).split_at_mut(base)
     }
 
     /// Packs `rows` contiguous fresh rows behind the others; only rows of the store's own codec come fresh, and those
-    /// are not rotated.
-    pub(crate) fn push(&mut self, dims: Dims, k: &[f32], v: &[f32], rows: usize) -> Result<(), HookError> {
-        let pair = self.pair;
-        let (to_k, to_v) = self.room_for(rows);
-        dims.kernels.pack(pair.k, dims.k, k, to_k).map_err(kernel)?;
-        dims.kernels.pack(pair.v, dims.v, v, to_v).map_err(kernel)?;
-        self.rows += rows;
-        Ok(())
-    }
-
-    /// Packs one row again, with other values.
-    pub(crate) fn replace(&mut self, dims: Dims, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
-        let (pair, base) = (self.pair, self.capacity * self.k_row);
-        let (to_k, to_v) = self.data.split_at_mut(base);
-        let to_k = &mut to_k[row * self.k_row..(row + 1) * self.k_row];
-        let to_v = &mut to_v[row * self.v_row..(row + 1) * self.v_row];
-        if pair.rotated {
-            let mut rotated = k.to_vec();
-            dims.kernels.rotate(dims.k, &mut rotated).map_err(kernel)?;
-            dims.kernels
-                .pack(pair.k, dims.k, &rotated, to_k)
+    /// lie row by row and are not rotated.
+    pub(crate) fn push(&mut self, k: &[f32], v: &[f32], rows: usize) -> Result<(), HookError> {
+        let (
+            Dims {
+                k: k_dim,
+                v: v_dim,
+                kernels,
+            },
+            pair,
+        ) = (self.dims, self.pair);
+        let (from, to) = (self.rows(), self.rows() + rows);
+        let (to_k, to_v) = self.sides_mut();
+        for (codec, dim, values, bytes) in [(pair.k, k_dim, k, to_k), (pair.v, v_dim, v, to_v)] {
+            let row = codec.row_bytes(dim);
+            kernels
+                .pack(codec, dim, values, &mut bytes[from * row..to * row])
                 .map_err(kernel)?;
-        } else {
-            dims.kernels.pack(pair.k, dims.k, k, to_k).map_err(kernel)?;
         }
-        dims.kernels.pack(pair.v, dims.v, v, to_v).map_err(kernel)
+        (self.rows, self.filled) = (to as u32, to as u32);
+        Ok(())
     }
 
-    /// Copies rows out of `source`, transcoding K and V where the codecs differ.
-    pub(crate) fn push_from(
-        &mut self,
-        dims: Dims,
-        source: &Block,
-        rows: &Picked<'_>,
-        scratch: &mut Vec<f32>,
-    ) -> Result<(), HookError> {
-        let pair = self.pair;
-        let (to_k, to_v) = self.room_for(rows.len());
-        for (dim, from, to, rotate, row, bytes, dst) in [
-            (
-                dims.k,
-                source.pair.k,
-                pair.k,
-                source.pair.rotated != pair.rotated,
-                source.k_row,
-                source.k(0, source.rows),
-                to_k,
-            ),
-            (
-                dims.v,
-                source.pair.v,
-                pair.v,
-                false,
-                source.v_row,
-                source.v(0, source.rows),
-                to_v,
-            ),
-        ] {
-            if from == to && !rotate {
-                rows.for_runs(|at, run| {
-                    let len = run.len() * row;
-                    dst[at * row..at * row + len].copy_from_slice(&bytes[run.start * row..run.end * row]);
-                });
-                continue;
-            }
-            scratch.clear();
-            scratch.resize(rows.len() * dim, 0.0);
-            let mut failed = None;
-            rows.for_runs(|at, run| {
-                let wide = &mut scratch[at * dim..(at + run.len()) * dim];
-                if let Err(error) =
-                    dims.kernels
-                        .unpack(from, dim, &bytes[run.start * row..run.end * row], wide)
-                {
-                    failed = Some(error);
-                }
-            });
-            if let Some(error) = failed {
-                return Err(kernel(error));
-            }
-            if rotate {
-                // Its own inverse: out of the source's basis, or into ours.
-                dims.kernels.rotate(dim, scratch).map_err(kernel)?;
-            }
-            dims.kernels.pack(to, dim, scratch, dst).map_err(kernel)?;
+    /// Packs one row again, with other values. In a tile whose tokens share parameters, those are made anew.
+    pub(crate) fn replace(&mut self, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
+        let Dims { kernels, k: dim, .. } = self.dims;
+        let (k_side, v_side) = self.pair.sides(self.dims);
+        let filled = self.filled as usize;
+        let mut rotated = k.to_vec();
+        if self.pair.rotated {
+            kernels.rotate(dim, &mut rotated).map_err(kernel)?;
         }
-        self.rows += rows.len();
-        Ok(())
+        let (to_k, to_v) = self.sides_mut();
+        replace(kernels, k_side, filled, row, &rotated, to_k)?;
+        replace(kernels, v_side, filled, row, v, to_v)
     }
 
     /// A copy of its own with the same capacity, to append to where a fork shares this one.
     pub(crate) fn duplicate(&self) -> Self {
         Self {
+            dims: self.dims,
             pair: self.pair,
-            k_row: self.k_row,
-            v_row: self.v_row,
             rows: self.rows,
+            filled: self.filled,
             capacity: self.capacity,
             data: self.data.clone(),
             charge: Charge::new(self.charge.ledger(), self.charge.bytes()),
@@ -229,80 +283,168 @@ impl Block {
     }
 
     /// Unpacks all keys, out of their rotation.
-    pub(crate) fn unpack_keys(&self, dims: Dims, to: &mut [f32]) -> Result<(), HookError> {
-        let kernels = dims.kernels;
+    pub(crate) fn unpack_keys(&self, to: &mut [f32]) -> Result<(), HookError> {
+        let (kernels, side) = (self.dims.kernels, self.pair.sides(self.dims).0);
+        let bytes = self.k(0, self.rows());
         kernels
-            .unpack(self.pair.k, dims.k, self.k(0, self.rows), to)
+            .unpack_run(side.layout, side.codec, side.dim, bytes, to)
             .map_err(kernel)?;
         if self.pair.rotated {
-            kernels.rotate(dims.k, to).map_err(kernel)?;
+            kernels.rotate(side.dim, to).map_err(kernel)?;
         }
         Ok(())
     }
 
     /// Unpacks all values.
-    pub(crate) fn unpack_values(&self, dims: Dims, to: &mut [f32]) -> Result<(), HookError> {
-        dims.kernels
-            .unpack(self.pair.v, dims.v, self.v(0, self.rows), to)
+    pub(crate) fn unpack_values(&self, to: &mut [f32]) -> Result<(), HookError> {
+        let (kernels, side) = (self.dims.kernels, self.pair.sides(self.dims).1);
+        let bytes = self.v(0, self.rows());
+        kernels
+            .unpack_run(side.layout, side.codec, side.dim, bytes, to)
             .map_err(kernel)
     }
 }
 
-/// Rows of a block that stay.
-#[derive(Debug, Clone)]
-pub(crate) enum Picked<'a> {
-    /// A contiguous run.
-    Run(Range<usize>),
-    /// Row numbers, strictly increasing, each less `offset`.
-    Some {
-        /// Row numbers in the whole store.
-        rows: &'a [u32],
-        /// The block's first row in the whole store.
-        offset: usize,
-    },
+/// Rows of one side of a block, of which some are picked.
+struct Part<'a> {
+    bytes: &'a [u8],
+    side: Side,
+    stored: usize,
+    rotate: bool,
+    rows: &'a Picked<'a>,
 }
 
-impl Picked<'_> {
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Run(run) => run.len(),
-            Self::Some { rows, .. } => rows.len(),
+/// Puts the parts' rows, `rows` in all, one behind the other into `to`.
+fn gather<'a>(
+    kernels: Kernels,
+    side: Side,
+    parts: impl Iterator<Item = Part<'a>>,
+    rows: usize,
+    to: &mut [u8],
+    buffers: &mut Buffers,
+) -> Result<(), HookError> {
+    let (dim, row) = (side.dim, side.row());
+    let Buffers {
+        values,
+        source,
+        target,
+    } = buffers;
+    let to = &mut to[..side.layout.stored_rows(rows) * row];
+    if !side.has_rows() {
+        // Parameters are made of all rows of a tile.
+        values.clear();
+        for part in parts {
+            let from = values.len();
+            part.values(kernels, values)?;
+            if part.rotate {
+                kernels.rotate(dim, &mut values[from..]).map_err(kernel)?;
+            }
         }
+        return kernels
+            .pack_run(side.layout, side.codec, dim, values, to)
+            .map_err(kernel);
+    }
+    target.clear();
+    target.resize(rows * row, 0);
+    let mut done = 0;
+    for part in parts {
+        let bytes = &mut target[done * row..(done + part.rows.len()) * row];
+        done += part.rows.len();
+        if part.side.codec == side.codec && part.side.has_rows() && !part.rotate {
+            let from = part.plain(kernels, source)?;
+            part.rows.for_runs(|at, run| {
+                bytes[at * row..(at + run.len()) * row]
+                    .copy_from_slice(&from[run.start * row..run.end * row]);
+            });
+            continue;
+        }
+        values.clear();
+        part.values(kernels, values)?;
+        if part.rotate {
+            // Its own inverse: out of the source's basis, or into ours.
+            kernels.rotate(dim, values).map_err(kernel)?;
+        }
+        kernels.pack(side.codec, dim, values, bytes).map_err(kernel)?;
+    }
+    kernels
+        .of_rows(side.layout, side.codec, dim, target, to)
+        .map_err(kernel)
+}
+
+impl<'a> Part<'a> {
+    /// All of the source's rows, row by row.
+    fn plain<'b>(&self, kernels: Kernels, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], HookError>
+    where
+        'a: 'b,
+    {
+        let Side { codec, dim, layout } = self.side;
+        if layout == Layout::Rows {
+            return Ok(self.bytes);
+        }
+        buffer.resize(self.bytes.len(), 0);
+        kernels
+            .to_rows(layout, codec, dim, self.bytes, buffer)
+            .map_err(kernel)?;
+        Ok(buffer)
     }
 
-    /// The first `at` rows (at most all) and the rest.
-    pub(crate) fn split_at(self, at: usize) -> (Self, Self) {
-        match self {
-            Self::Run(run) => {
-                let at = run.end.min(run.start.saturating_add(at));
-                (Self::Run(run.start..at), Self::Run(at..run.end))
-            }
-            Self::Some { rows, offset } => {
-                let (first, rest) = rows.split_at(at.min(rows.len()));
-                (
-                    Self::Some { rows: first, offset },
-                    Self::Some { rows: rest, offset },
-                )
-            }
-        }
-    }
-
-    /// Calls `f(rows already done, run of source rows)` for each maximal contiguous run.
-    fn for_runs(&self, mut f: impl FnMut(usize, Range<usize>)) {
-        match self {
-            Self::Run(run) => f(0, run.clone()),
-            Self::Some { rows, offset } => {
-                let mut done = 0;
-                while done < rows.len() {
-                    let start = rows[done] as usize;
-                    let mut end = done + 1;
-                    while end < rows.len() && rows[end] as usize == start + (end - done) {
-                        end += 1;
-                    }
-                    f(done, start - offset..start - offset + (end - done));
-                    done = end;
+    /// Appends the picked rows' values.
+    fn values(&self, kernels: Kernels, to: &mut Vec<f32>) -> Result<(), HookError> {
+        let Side { codec, dim, layout } = self.side;
+        let from = to.len();
+        if layout == Layout::Rows {
+            to.resize(from + self.rows.len() * dim, 0.0);
+            let (row, mut failed) = (self.side.row(), None);
+            self.rows.for_runs(|at, run| {
+                let wide = &mut to[from + at * dim..from + (at + run.len()) * dim];
+                let bytes = &self.bytes[run.start * row..run.end * row];
+                if let Err(error) = kernels.unpack(codec, dim, bytes, wide) {
+                    failed = Some(error);
                 }
-            }
+            });
+            return failed.map_or(Ok(()), |error| Err(kernel(error)));
         }
+        // Tiles come whole; the rows that are picked move to the front.
+        to.resize(from + self.stored * dim, 0.0);
+        kernels
+            .unpack_run(layout, codec, dim, self.bytes, &mut to[from..])
+            .map_err(kernel)?;
+        self.rows.for_runs(|at, run| {
+            to.copy_within(from + run.start * dim..from + run.end * dim, from + at * dim);
+        });
+        to.truncate(from + self.rows.len() * dim);
+        Ok(())
     }
+}
+
+/// Packs one row of a run of `filled` rows again.
+fn replace(
+    kernels: Kernels,
+    side: Side,
+    filled: usize,
+    row: usize,
+    values: &[f32],
+    run: &mut [u8],
+) -> Result<(), HookError> {
+    let Side { codec, dim, layout } = side;
+    let bytes = side.row();
+    let stored = layout.stored_rows(filled);
+    let start = row / layout.step() * layout.step();
+    let span = layout.span(stored, start, layout.step());
+    let tile = &mut run[span.start * bytes..span.end * bytes];
+    if !side.has_rows() {
+        let mut all = vec![0.0; (filled - start).min(layout.step()) * dim];
+        kernels
+            .unpack_run(layout, codec, dim, tile, &mut all)
+            .map_err(kernel)?;
+        all[(row - start) * dim..(row - start + 1) * dim].copy_from_slice(values);
+        return kernels.pack_run(layout, codec, dim, &all, tile).map_err(kernel);
+    }
+    let mut rows = vec![0; tile.len()];
+    kernels
+        .to_rows(layout, codec, dim, tile, &mut rows)
+        .map_err(kernel)?;
+    let to = &mut rows[(row - start) * bytes..(row - start + 1) * bytes];
+    kernels.pack(codec, dim, values, to).map_err(kernel)?;
+    kernels.of_rows(layout, codec, dim, &rows, tile).map_err(kernel)
 }

@@ -3,15 +3,16 @@
 
 pub(crate) mod block;
 pub(crate) mod ledger;
+mod picked;
 mod rebuild;
 
 use std::sync::Arc;
 
 use cinch_hooks::HookError;
-use cinch_kernels::{Codec, Segment};
+use cinch_kernels::{Codec, Layout, Segment};
 use smallvec::SmallVec;
 
-pub(crate) use block::{Block, Dims, HEADER, Pair};
+pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
 pub(crate) use rebuild::Rebuilt;
 
@@ -45,12 +46,27 @@ impl Targets {
 
     /// Rows packed at a time: the recent window holds `residual ..= residual + batch` rows.
     fn batch(&self) -> usize {
-        (self.residual / 4).max(16)
+        (self.residual / 4).max(16).next_multiple_of(self.step())
+    }
+
+    /// Rows are packed by so many: tokens that share a channel's scale are packed together.
+    fn step(&self) -> usize {
+        if self.packed.channels {
+            Layout::KeyChannels.step()
+        } else {
+            1
+        }
+    }
+
+    /// Of `total` rows, where those end that are to be packed and begin at `sinks`.
+    fn window(&self, sinks: usize, total: usize) -> usize {
+        let packed = total.saturating_sub(self.residual).saturating_sub(sinks);
+        sinks + packed / self.step() * self.step()
     }
 
     pub(crate) fn tail_capacity(&self) -> usize {
         if self.packs() {
-            self.residual + self.batch()
+            self.residual + self.batch() + self.step() - 1
         } else {
             TAIL_ROWS
         }
@@ -112,7 +128,19 @@ impl Head {
             + self.moments.as_ref().map_or(0, Column::bytes)
     }
 
-    /// Rows `from..to` as the kernels take them.
+    /// The last row at or before `row` from which on rows can be attended to.
+    pub(crate) fn cut(&self, row: usize) -> usize {
+        let mut start = 0;
+        for block in &self.blocks {
+            if row < start + block.rows() {
+                return start + block.cut(row - start);
+            }
+            start += block.rows();
+        }
+        row
+    }
+
+    /// Rows `from..to` as the kernels take them, from a cut on.
     pub(crate) fn segments(&self, from: usize, to: usize) -> Segments<'_> {
         let mut start = 0;
         let mut segments = Segments::new();
@@ -148,7 +176,7 @@ impl Head {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.k)
                 .unwrap_or_default();
-            block.unpack_keys(self.dims, rows)?;
+            block.unpack_keys(rows)?;
         }
         Ok(k)
     }
@@ -161,7 +189,7 @@ impl Head {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.v)
                 .unwrap_or_default();
-            block.unpack_values(self.dims, rows)?;
+            block.unpack_values(rows)?;
         }
         Ok(v)
     }
@@ -184,7 +212,6 @@ impl Head {
             let tail = self.tail(targets, left);
             let rows = tail.room().min(left);
             let pushed = tail.push(
-                dims,
                 &k[done * k_dim..(done + rows) * k_dim],
                 &v[done * v_dim..(done + rows) * v_dim],
                 rows,
@@ -253,7 +280,7 @@ impl Head {
                 *block = Arc::new(block.duplicate());
             }
             if let Some(block) = Arc::get_mut(block) {
-                block.replace(dims, row - start, k, v)?;
+                block.replace(row - start, k, v)?;
             }
         }
         Ok(())

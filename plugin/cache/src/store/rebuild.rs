@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use cinch_hooks::HookError;
 
-use super::block::Picked;
+use super::block::Buffers;
+use super::picked::Picked;
 use super::{BLOCK_ROWS, Block, Column, Head, Pair, Targets};
 use crate::quantize::lower;
 
@@ -47,7 +48,7 @@ impl Head {
         };
         let last = groups.len().wrapping_sub(1);
         let own = Pair::both(targets.store);
-        let mut scratch = Vec::new();
+        let mut buffers = Buffers::default();
         let mut blocks = Vec::with_capacity(groups.len());
         for (index, group) in groups.iter().enumerate() {
             rebuilt.transcoded += group
@@ -70,10 +71,18 @@ impl Head {
                     continue;
                 }
             }
-            let mut block = Block::new(&self.ledger, self.dims, group.pair, capacity);
-            for piece in &group.pieces {
-                block.push_from(self.dims, &self.blocks[piece.source], &piece.rows, &mut scratch)?;
-            }
+            let pieces = group
+                .pieces
+                .iter()
+                .map(|piece| (&*self.blocks[piece.source], &piece.rows));
+            let block = Block::gather(
+                &self.ledger,
+                self.dims,
+                group.pair,
+                capacity,
+                pieces,
+                &mut buffers,
+            )?;
             blocks.push(Arc::new(block));
         }
         drop(groups);
@@ -101,7 +110,7 @@ impl Head {
             }
         };
         let window = if targets.packs() {
-            total.saturating_sub(targets.residual).max(sinks)
+            targets.window(sinks, total)
         } else {
             total
         };
@@ -134,15 +143,13 @@ impl Head {
                     targets.packed
                 };
                 let k = lower(block.pair().k, wanted.k);
+                // Keys that are not packed anew stay in the basis and the groups that they are in.
+                let basis = if k == block.pair().k { block.pair() } else { wanted };
                 let pair = Pair {
                     k,
                     v: lower(block.pair().v, wanted.v),
-                    // Keys that are not packed anew stay in the basis that they are in.
-                    rotated: if k == block.pair().k {
-                        block.pair().rotated
-                    } else {
-                        wanted.rotated
-                    },
+                    rotated: basis.rotated,
+                    channels: basis.channels,
                 };
                 let piece = Piece {
                     source,

@@ -2,7 +2,7 @@
 
 use cinch_cache::{BlockView, LayerView, Plugin};
 use cinch_kernels::Codec;
-use cinch_protocol::{Bits, Heads, Layers, Policy};
+use cinch_protocol::{Bits, Heads, Layers, Policy, QuantizeMethod};
 
 use super::*;
 
@@ -96,6 +96,25 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
                 "quantize": {"k_bits": 2, "v_bits": 2, "rotate_k": true, "residual": 16}}"#,
         ),
         (
+            "k4v4 but k8 and v16 below",
+            r#"{"quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "layers": {"0": {"k_bits": 8, "v_bits": 16}}}}"#,
+        ),
+        (
+            "kivi k2v2",
+            r#"{"quantize": {"method": "kivi", "k_bits": 2, "v_bits": 2}}"#,
+        ),
+        (
+            "snapkv×kivi k4v4",
+            r#"{"select": {"method": "snapkv", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
+                "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
+            "snapkv adaptive d2o×kivi k3v8 rotated",
+            r#"{"select": {"method": "snapkv", "budget": 0.5, "recent": 16, "interval": 8, "heads": "adaptive",
+                           "merge": "d2o"},
+                "quantize": {"method": "kivi", "k_bits": 3, "v_bits": 8, "rotate_k": true, "residual": 16}}"#,
+        ),
+        (
             "streaming×int8",
             r#"{"select": {"method": "streaming", "budget": 0.3, "sinks": 0, "recent": 16, "interval": 8},
                 "quantize": {"k_bits": 8, "v_bits": 8}}"#,
@@ -123,7 +142,8 @@ pub(crate) fn total(policy: &Policy, seen: usize) -> usize {
 pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> Vec<LayerView> {
     let layers = check_invariants(plugin, seq);
     check_budget(policy, &layers, total(policy, at), seq.seen - at);
-    for head in layers.iter().flat_map(|layer| &layer.heads) {
+    let heads = layers.iter().enumerate();
+    for (layer, head) in heads.flat_map(|(i, layer)| layer.heads.iter().map(move |head| (i, head))) {
         let kept = head.positions.len();
         if let Some(select) = &policy.select {
             let sinks = (select.sinks as usize).min(seq.seen);
@@ -137,7 +157,7 @@ pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> V
                 "recent stay"
             );
         }
-        check_codecs(policy, &head.blocks, kept);
+        check_codecs(policy, layer, &head.blocks, kept);
     }
     layers
 }
@@ -178,7 +198,7 @@ pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, 
     }
 }
 
-pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
+pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], kept: usize) {
     let rows: Vec<(Codec, Codec)> = blocks
         .iter()
         .flat_map(|block| std::iter::repeat_n((block.k, block.v), block.rows))
@@ -199,9 +219,23 @@ pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
         Bits::B8 => Codec::Int8,
         Bits::B16 => store,
     };
-    let packed = (codec(quantize.k_bits), codec(quantize.v_bits));
+    let own = quantize
+        .layers
+        .iter()
+        .find(|(range, _)| (range.first..=range.last).contains(&(layer as u32)))
+        .map_or((None, None), |(_, own)| (own.k_bits, own.v_bits));
+    let packed = (
+        codec(own.0.unwrap_or(quantize.k_bits)),
+        codec(own.1.unwrap_or(quantize.v_bits)),
+    );
     for block in blocks {
-        assert_eq!(block.rotated, quantize.rotate_k && block.k != store, "{block:?}");
+        let packs = block.k != store;
+        assert_eq!(block.rotated, quantize.rotate_k && packs, "{block:?}");
+        assert_eq!(
+            block.channels,
+            quantize.method == QuantizeMethod::Kivi && packs,
+            "{block:?}"
+        );
     }
     let sinks = policy
         .select
@@ -209,7 +243,12 @@ pub(crate) fn check_codecs(policy: &Policy, blocks: &[BlockView], kept: usize) {
         .map_or(4, |select| select.sinks as usize)
         .min(kept);
     let residual = quantize.residual as usize;
-    let batch = (residual / 4).max(16);
+    // Keys that share a scale are packed 32 at a time.
+    let tile = match quantize.method {
+        QuantizeMethod::Rtn => 1,
+        QuantizeMethod::Kivi => 32,
+    };
+    let batch = (residual / 4).max(16).next_multiple_of(tile) + tile - 1;
     assert!(
         rows[..sinks].iter().all(|row| *row == (store, store)),
         "sinks are in full precision"

@@ -28,8 +28,8 @@ pub(crate) const SMALL: Model = Model {
     layers: 2,
     kv_heads: 2,
     group: 3,
-    k_dim: 16,
-    v_dim: 24,
+    k_dim: 32,
+    v_dim: 64,
 };
 
 impl Model {

@@ -3,13 +3,15 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use cinch_kernels::{Codec, Heads, KernelError, Kernels, Partial, Scratch, Segment, merge};
+use cinch_kernels::{Codec, Heads, KernelError, Kernels, Layout, Partial, Scratch, Segment, merge};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     k: u8,
     v: u8,
+    k_layout: u8,
+    v_layout: u8,
     k_dim: u8,
     v_dim: u8,
     rows: u8,
@@ -32,6 +34,19 @@ fuzz_target!(|input: Input| {
         softcap: input.softcap.map(|c| 1.0 + f32::from(c)),
     };
     let rows = usize::from(input.rows) % 140;
+    // Any layout that rows of this codec and dimension can lie in.
+    let layout = |of: &[Layout], i: u8, codec, dim| {
+        let fit: Vec<_> = of.iter().filter(|layout| layout.fits(codec, dim)).collect();
+        *fit[usize::from(i) % fit.len()]
+    };
+    let k_layouts = [Layout::Rows, Layout::KeyTiles, Layout::KeyChannels];
+    let k_layout = layout(&k_layouts, input.k_layout, k, heads.k_dim);
+    let v_layout = layout(
+        &[Layout::Rows, Layout::ValueTiles],
+        input.v_layout,
+        v,
+        heads.v_dim,
+    );
     let oracle = Kernels::forced("scalar").expect("every CPU can");
     let others: Vec<_> = Kernels::available()
         .into_iter()
@@ -49,13 +64,13 @@ fuzz_target!(|input: Input| {
             })
             .collect()
     };
-    let pack = |codec: Codec, dim: usize, offset: usize| -> Result<Vec<u8>, KernelError> {
+    let pack = |layout: Layout, codec: Codec, dim: usize, offset: usize| -> Result<Vec<u8>, KernelError> {
         let values = fill(offset, rows * dim);
-        let mut right = vec![0; rows * codec.row_bytes(dim)];
-        let verdict = oracle.pack(codec, dim, &values, &mut right);
+        let mut right = vec![0; layout.stored_rows(rows) * codec.row_bytes(dim)];
+        let verdict = oracle.pack_run(layout, codec, dim, &values, &mut right);
         for kernels in &others {
             let mut bytes = vec![0xee; right.len()];
-            let given = kernels.pack(codec, dim, &values, &mut bytes);
+            let given = kernels.pack_run(layout, codec, dim, &values, &mut bytes);
             // A NaN in an error differs from itself.
             assert_eq!(format!("{given:?}"), format!("{verdict:?}"), "{}", kernels.name());
             if verdict.is_ok() {
@@ -64,10 +79,10 @@ fuzz_target!(|input: Input| {
         }
         verdict?;
         let mut unpacked = vec![0.0; values.len()];
-        oracle.unpack(codec, dim, &right, &mut unpacked)?;
+        oracle.unpack_run(layout, codec, dim, &right, &mut unpacked)?;
         for kernels in &others {
             let mut given = vec![0.0; values.len()];
-            kernels.unpack(codec, dim, &right, &mut given)?;
+            kernels.unpack_run(layout, codec, dim, &right, &mut given)?;
             let same = given
                 .iter()
                 .zip(&unpacked)
@@ -80,6 +95,8 @@ fuzz_target!(|input: Input| {
         let segment = Segment {
             k_codec: k,
             v_codec: v,
+            k_layout,
+            v_layout,
             k_rotated: input.rotated,
             rows,
             k: k_bytes,
@@ -106,7 +123,10 @@ fuzz_target!(|input: Input| {
         .into_iter()
         .map(|x| if x.is_finite() { x.clamp(-0.05, 0.05) } else { 0.0 })
         .collect();
-    if let (Ok(k_bytes), Ok(v_bytes)) = (pack(k, heads.k_dim, 0), pack(v, heads.v_dim, 3)) {
+    if let (Ok(k_bytes), Ok(v_bytes)) = (
+        pack(k_layout, k, heads.k_dim, 0),
+        pack(v_layout, v, heads.v_dim, 3),
+    ) {
         let small = input.values.iter().all(|x| x.abs() <= 8.0);
         let right = attend(oracle, &k_bytes, &v_bytes, &q);
         for kernels in &others {
@@ -143,8 +163,8 @@ fuzz_target!(|input: Input| {
             .collect()
     };
     let (k_bytes, v_bytes) = (
-        raw(rows * k.row_bytes(heads.k_dim)),
-        raw(rows * v.row_bytes(heads.v_dim)),
+        raw(k_layout.stored_rows(rows) * k.row_bytes(heads.k_dim)),
+        raw(v_layout.stored_rows(rows) * v.row_bytes(heads.v_dim)),
     );
     for kernels in Kernels::available() {
         attend(kernels, &k_bytes, &v_bytes, &q);

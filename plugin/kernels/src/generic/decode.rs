@@ -8,16 +8,17 @@ use super::rows::{add_values, score};
 use super::{reset, rotate, width};
 use crate::simd::{LANES, Simd};
 use crate::types::Rise;
-use crate::{Codec, Heads, KernelError, Partial, Scratch, Segment, check};
+use crate::{Codec, Heads, KernelError, Layout, Partial, Scratch, Segment, check};
 
 /// Rows at a time. 64 rows of 256 values are 64 KiB unpacked, and 16 KiB for 64 values.
 pub(crate) const BLOCK: usize = 64;
 
 /// What integer keys are scored with.
 pub(crate) struct KeyCodes<'a> {
+    pub(crate) layout: Layout,
     pub(crate) codec: Codec,
     pub(crate) heads: &'a Heads,
-    /// Up to `BLOCK` rows.
+    /// A run of up to `BLOCK` rows.
     pub(crate) keys: &'a [u8],
     /// q_heads × `width(k_dim)`.
     pub(crate) q: &'a [f32],
@@ -31,16 +32,25 @@ pub(crate) struct KeyCodes<'a> {
 
 /// What integer values are added up with.
 pub(crate) struct ValueCodes<'a> {
+    pub(crate) layout: Layout,
     pub(crate) codec: Codec,
     pub(crate) heads: &'a Heads,
-    /// Up to `BLOCK` rows.
+    /// A run of up to `BLOCK` rows.
     pub(crate) values: &'a [u8],
-    /// q_heads × `BLOCK`, not negative; 0 past the rows.
+    /// q_heads × `BLOCK`, not negative; 0 past the rows, up to whole lanes.
     pub(crate) weights: &'a [f32],
     /// q_heads × v_dim, added to.
     pub(crate) out: &'a mut [f32],
     /// What is read next.
     pub(crate) ahead: &'a [u8],
+}
+
+/// Room for rows that are unpacked before they are used.
+pub(super) struct Tiles<'a> {
+    /// `BLOCK` rows.
+    pub(super) values: &'a mut [f32],
+    /// A tile's rows as they are packed.
+    pub(super) rows: &'a mut Vec<u8>,
 }
 
 /// See [`crate::Kernels::attend_decode`].
@@ -61,6 +71,7 @@ pub(crate) fn attend_decode<S: Simd>(
         queries,
         prepared,
         tile,
+        rows: packed,
         scores,
         max: tops,
         sum: sums,
@@ -90,20 +101,29 @@ pub(crate) fn attend_decode<S: Simd>(
     for (i, s) in segments.iter().enumerate() {
         let q = if s.k_rotated { &*rotated } else { &*plain };
         let prepared = &mut prepared[usize::from(s.k_rotated)];
-        let (k_row, v_row) = (s.k_codec.row_bytes(heads.k_dim), s.v_codec.row_bytes(heads.v_dim));
         for from in (0..s.rows).step_by(BLOCK) {
             let n = BLOCK.min(s.rows - from);
-            let (keys, values) = (
-                &s.k[from * k_row..][..n * k_row],
-                &s.v[from * v_row..][..n * v_row],
-            );
-            let next = &s.k[(from + n) * k_row..];
+            let (keys, values) = (s.keys(heads, from, n), s.values(heads, from, n));
             let next = match segments.get(i + 1) {
-                Some(s) if next.is_empty() => s.k,
-                _ => next,
+                _ if from + n < s.rows => s.keys(heads, from + n, BLOCK),
+                Some(next) => next.keys(heads, 0, BLOCK),
+                None => &[],
             };
-            let next = &next[..next.len().min(BLOCK * k_row)];
-            score(simd, s.k_codec, heads, keys, n, q, prepared, tile, scores, values);
+            let mut tiles = Tiles {
+                values: tile,
+                rows: packed,
+            };
+            let job = KeyCodes {
+                layout: s.k_layout,
+                codec: s.k_codec,
+                heads,
+                keys,
+                q,
+                prepared,
+                scores,
+                ahead: values,
+            };
+            score(simd, job, n, &mut tiles);
             // All heads' maxima first, then all exponentials: neither waits for the other heads'.
             for (top, scores) in tops.iter_mut().zip(scores.chunks_exact_mut(BLOCK)) {
                 *top = largest(simd, heads, &mut scores[..n.next_multiple_of(LANES)], n);
@@ -128,17 +148,16 @@ pub(crate) fn attend_decode<S: Simd>(
                     weights[h * rows + first..][..n].copy_from_slice(&scores[..n]);
                 }
             }
-            add_values(
-                simd,
-                s.v_codec,
+            let job = ValueCodes {
+                layout: s.v_layout,
+                codec: s.v_codec,
                 heads,
                 values,
-                n,
-                scores,
-                tile,
-                &mut partial.out,
-                next,
-            );
+                weights: scores,
+                out: &mut partial.out,
+                ahead: next,
+            };
+            add_values(simd, job, n, &mut tiles);
             first += n;
         }
     }

@@ -3,7 +3,9 @@
 //! Invariant: a packed row is read from memory once a call and pass, whatever the number of query heads: it is
 //! used from registers, or unpacked into a tile that stays in the first-level cache.
 
+mod arrange;
 mod block;
+mod channels;
 pub(crate) mod decode;
 mod math;
 mod pack;
@@ -13,6 +15,7 @@ mod rows;
 mod tile;
 mod unpack;
 
+pub(crate) use arrange::{of_rows, pack_run, to_rows, unpack_run};
 pub(crate) use decode::attend_decode;
 pub(crate) use pack::pack;
 pub(crate) use prefill::attend_prefill;
@@ -64,6 +67,14 @@ macro_rules! entries {
                 codec: crate::Codec, dim: usize, src: &[f32], dst: &mut [u8]));
             entries!(@ $token, unpack($($features)?)(
                 codec: crate::Codec, dim: usize, src: &[u8], dst: &mut [f32]));
+            entries!(@ $token, pack_run($($features)?)(
+                layout: crate::Layout, codec: crate::Codec, dim: usize, src: &[f32], dst: &mut [u8]));
+            entries!(@ $token, unpack_run($($features)?)(
+                layout: crate::Layout, codec: crate::Codec, dim: usize, src: &[u8], dst: &mut [f32]));
+            entries!(@ $token, to_rows($($features)?)(
+                layout: crate::Layout, codec: crate::Codec, dim: usize, src: &[u8], dst: &mut [u8]));
+            entries!(@ $token, of_rows($($features)?)(
+                layout: crate::Layout, codec: crate::Codec, dim: usize, src: &[u8], dst: &mut [u8]));
             entries!(@ $token, rotate($($features)?)(dim: usize, rows: &mut [f32]));
             entries!(@ $token, attend_decode($($features)?)(
                 heads: &crate::Heads, segments: &[crate::Segment<'_>], q: &[f32], partial: &mut crate::Partial,

@@ -61,7 +61,7 @@ pub(crate) fn pack<S: Simd>(
 }
 
 #[inline(always)]
-fn finite(dim: usize, first_row: usize, src: &[f32]) -> Result<(), KernelError> {
+pub(super) fn finite(dim: usize, first_row: usize, src: &[f32]) -> Result<(), KernelError> {
     // An exponent of all ones is an infinity or a NaN. Integer `or` vectorizes, an early exit would not.
     let bad = src.iter().fold(0, |bad, x| {
         bad | u32::from(x.to_bits() & 0x7f80_0000 == 0x7f80_0000)
@@ -163,7 +163,7 @@ fn quantize<S: Simd>(s: S, group: &[f32; GROUP], levels: f32, params: &mut [u8; 
 }
 
 #[inline(always)]
-fn saturate<S: Simd>(s: S, x: S::V) -> S::V {
+pub(super) fn saturate<S: Simd>(s: S, x: S::V) -> S::V {
     s.min(s.max(x, s.splat(-F16_MAX)), s.splat(F16_MAX))
 }
 
@@ -176,19 +176,19 @@ fn words(codes: &[u8; GROUP]) -> [u64; 4] {
 }
 
 #[inline(always)]
-fn planes4(codes: &[u8; GROUP]) -> [u8; 16] {
+pub(super) fn planes4(codes: &[u8; GROUP]) -> [u8; 16] {
     let [a, b, c, d] = words(codes);
     (u128::from(a | (c << 4)) | (u128::from(b | (d << 4)) << 64)).to_le_bytes()
 }
 
 #[inline(always)]
-fn planes2(codes: &[u8; GROUP]) -> [u8; 8] {
+pub(super) fn planes2(codes: &[u8; GROUP]) -> [u8; 8] {
     let [a, b, c, d] = words(codes);
     (a | (b << 2) | (c << 4) | (d << 6)).to_le_bytes()
 }
 
 #[inline(always)]
-fn planes3(codes: &[u8; GROUP]) -> [u8; 12] {
+pub(super) fn planes3(codes: &[u8; GROUP]) -> [u8; 12] {
     const HIGH: u64 = 0x0101_0101_0101_0101;
     let w = words(codes);
     let [a, b, c, d] = w.map(|w| w & (3 * HIGH));

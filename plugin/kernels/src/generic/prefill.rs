@@ -29,6 +29,7 @@ pub(crate) fn attend_prefill<S: Simd>(
     let keys = Keys { call, past_rows };
     let Scratch {
         tile,
+        rows: packed,
         keys: transposed,
         scores,
         max: maxima,
@@ -49,8 +50,8 @@ pub(crate) fn attend_prefill<S: Simd>(
     let mut from = 0;
     while from < before + queries {
         let n = keys.tile(from, before + queries);
-        keys.transpose_into(s, from, n, tile, transposed);
-        keys.values_into(s, from, n, tile);
+        keys.transpose_into(s, from, n, tile, transposed, packed);
+        keys.values_into(s, from, n, tile, packed);
         let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
         for h in 0..heads.q_heads {
             // Queries before the tile's first key see none of it.
@@ -81,7 +82,7 @@ pub(crate) fn attend_prefill<S: Simd>(
     let mut from = 0;
     while first < queries && from < before + queries {
         let n = keys.tile(from, before + queries);
-        keys.transpose_into(s, from, n, tile, transposed);
+        keys.transpose_into(s, from, n, tile, transposed, packed);
         let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
         for h in 0..heads.q_heads {
             for block in blocks(first.max(from.saturating_sub(before)), queries) {

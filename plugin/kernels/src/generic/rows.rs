@@ -2,43 +2,30 @@
 //! once, straight from its bytes if it is of floats and the machine has registers enough, else by an implementation's
 //! own integer arithmetic, else from a tile that it is unpacked to.
 
-use super::decode::{BLOCK, KeyCodes, ValueCodes};
+use super::arrange::unpack_part;
+use super::decode::{BLOCK, KeyCodes, Tiles, ValueCodes};
 use super::math::{add_to, gemm};
-use super::{unpack, width};
+use super::width;
+use crate::Codec;
 use crate::codec::GROUP;
 use crate::simd::{Ahead, Bf16, Chunk, F16, F32, LANES, Simd, Tile};
-use crate::{Codec, Heads};
 
-/// Dot products of all heads' queries with up to `BLOCK` keys: q_heads × `BLOCK`.
-#[expect(clippy::too_many_arguments, reason = "a step of decode's loop")]
+/// Dot products of all heads' queries with the job's first `rows` keys.
 #[inline(always)]
-pub(super) fn score<S: Simd>(
-    s: S,
-    codec: Codec,
-    heads: &Heads,
-    keys: &[u8],
-    rows: usize,
-    q: &[f32],
-    prepared: &mut Vec<i32>,
-    tile: &mut [f32],
-    scores: &mut [f32],
-    ahead: &[u8],
-) {
-    let (dim, panels) = (heads.k_dim, width(heads.k_dim) / LANES);
-    if codec.levels().is_some() && dim.is_multiple_of(GROUP) {
-        let mut job = KeyCodes {
-            codec,
-            heads,
-            keys,
-            q,
-            prepared,
-            scores,
-            ahead,
-        };
-        if s.key_codes(&mut job) {
-            return;
-        }
+pub(super) fn score<S: Simd>(s: S, mut job: KeyCodes<'_>, rows: usize, tiles: &mut Tiles<'_>) {
+    let (codec, dim) = (job.codec, job.heads.k_dim);
+    let panels = width(dim) / LANES;
+    if codec.levels().is_some() && dim.is_multiple_of(GROUP) && s.key_codes(&mut job) {
+        return;
     }
+    let KeyCodes {
+        layout,
+        keys,
+        q,
+        scores,
+        ahead,
+        ..
+    } = job;
     if S::WIDE && dim.is_multiple_of(LANES) {
         match codec {
             Codec::F32 => return heads_dots::<S, F32>(s, q, keys.as_chunks().0, panels, rows, scores, ahead),
@@ -49,11 +36,22 @@ pub(super) fn score<S: Simd>(
             _ => {}
         }
     }
+    let tile = &mut *tiles.values;
     if dim < panels * LANES {
         // The padding must be finite, as it is multiplied by 0, and value rows may have been there.
         tile.fill(0.0);
     }
-    unpack::rows(s, codec, dim, keys, tile, panels * LANES);
+    unpack_part(
+        s,
+        layout,
+        codec,
+        dim,
+        keys,
+        0..rows,
+        tile,
+        panels * LANES,
+        tiles.rows,
+    );
     heads_dots::<S, Tile>(s, q, tile.as_chunks().0, panels, rows, scores, ahead);
 }
 
@@ -130,34 +128,22 @@ fn dots<S: Simd, C: Chunk, const H: usize>(
     H
 }
 
-/// Adds weights (q_heads × `BLOCK`) times up to `BLOCK` value rows to the outputs (q_heads × v_dim).
-#[expect(clippy::too_many_arguments, reason = "a step of decode's loop")]
+/// Adds weights times the job's first `rows` values to the outputs.
 #[inline(always)]
-pub(super) fn add_values<S: Simd>(
-    s: S,
-    codec: Codec,
-    heads: &Heads,
-    values: &[u8],
-    rows: usize,
-    weights: &[f32],
-    tile: &mut [f32],
-    out: &mut [f32],
-    ahead: &[u8],
-) {
-    let (dim, panels) = (heads.v_dim, width(heads.v_dim) / LANES);
-    if codec.levels().is_some() && dim.is_multiple_of(GROUP) {
-        let mut job = ValueCodes {
-            codec,
-            heads,
-            values,
-            weights,
-            out,
-            ahead,
-        };
-        if s.value_codes(&mut job) {
-            return;
-        }
+pub(super) fn add_values<S: Simd>(s: S, mut job: ValueCodes<'_>, rows: usize, tiles: &mut Tiles<'_>) {
+    let (codec, dim) = (job.codec, job.heads.v_dim);
+    let panels = width(dim) / LANES;
+    if codec.levels().is_some() && dim.is_multiple_of(GROUP) && s.value_codes(&mut job) {
+        return;
     }
+    let ValueCodes {
+        layout,
+        values,
+        weights,
+        out,
+        ahead,
+        ..
+    } = job;
     if S::WIDE && dim.is_multiple_of(LANES) {
         match codec {
             Codec::F32 => {
@@ -172,7 +158,18 @@ pub(super) fn add_values<S: Simd>(
             _ => {}
         }
     }
-    unpack::rows(s, codec, dim, values, tile, panels * LANES);
+    let tile = &mut *tiles.values;
+    unpack_part(
+        s,
+        layout,
+        codec,
+        dim,
+        values,
+        0..rows,
+        tile,
+        panels * LANES,
+        tiles.rows,
+    );
     heads_add::<S, Tile>(s, weights, tile.as_chunks().0, panels, rows, out, dim, ahead);
 }
 

@@ -1,7 +1,8 @@
 //! Keys and values for prefill, a tile at a time. Invariant: a tile's keys are all in one basis as they are
 //! stored, and in the queries' basis when they are handed out.
 
-use super::{rotate, unpack, width};
+use super::arrange::unpack_part;
+use super::{rotate, width};
 use crate::simd::{LANES, Simd};
 use crate::types::Prefill;
 
@@ -57,9 +58,10 @@ impl Keys<'_> {
         n: usize,
         tile: &mut [f32],
         transposed: &mut [f32],
+        packed: &mut Vec<u8>,
     ) {
         let dim = self.call.heads.k_dim;
-        self.rows_into(s, from, n, tile, width(dim), true);
+        self.rows_into(s, from, n, tile, width(dim), true, packed);
         let (rows, _) = tile.as_chunks::<LANES>();
         let (columns, _) = transposed.as_chunks_mut::<LANES>();
         let (columns, _) = columns.as_chunks_mut::<PANELS>();
@@ -79,10 +81,21 @@ impl Keys<'_> {
     }
 
     #[inline(always)]
-    pub(super) fn values_into<S: Simd>(&self, s: S, from: usize, n: usize, tile: &mut [f32]) {
-        self.rows_into(s, from, n, tile, width(self.call.heads.v_dim), false);
+    pub(super) fn values_into<S: Simd>(
+        &self,
+        s: S,
+        from: usize,
+        n: usize,
+        tile: &mut [f32],
+        packed: &mut Vec<u8>,
+    ) {
+        self.rows_into(s, from, n, tile, width(self.call.heads.v_dim), false, packed);
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a tile's rows, and what they go through"
+    )]
     #[inline(always)]
     fn rows_into<S: Simd>(
         &self,
@@ -92,20 +105,20 @@ impl Keys<'_> {
         tile: &mut [f32],
         stride: usize,
         keys: bool,
+        packed: &mut Vec<u8>,
     ) {
         let (mut start, mut done) = (0, 0);
         for s in self.call.past {
             // Rows of the tile that lie in this segment.
             let (a, b) = (from.max(start), (from + n).min(start + s.rows));
             if a < b {
-                let (codec, dim, bytes) = if keys {
-                    (s.k_codec, self.call.heads.k_dim, s.k)
+                let (layout, codec, dim, bytes) = if keys {
+                    (s.k_layout, s.k_codec, self.call.heads.k_dim, s.k)
                 } else {
-                    (s.v_codec, self.call.heads.v_dim, s.v)
+                    (s.v_layout, s.v_codec, self.call.heads.v_dim, s.v)
                 };
-                let row = codec.row_bytes(dim);
-                let bytes = &bytes[(a - start) * row..(b - start) * row];
-                unpack::rows(simd, codec, dim, bytes, &mut tile[done * stride..], stride);
+                let (part, to) = (a - start..b - start, &mut tile[done * stride..]);
+                unpack_part(simd, layout, codec, dim, bytes, part, to, stride, packed);
                 done += b - a;
             }
             start += s.rows;

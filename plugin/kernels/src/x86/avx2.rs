@@ -182,6 +182,16 @@ impl Simd for Avx2 {
         unsafe { super::codes2(group).map(|x| numbers(x)) }
     }
     #[inline(always)]
+    fn zip(self, rows: [[u8; 16]; 4]) -> [u8; 64] {
+        // SAFETY: see above.
+        unsafe { super::zip(rows) }
+    }
+    #[inline(always)]
+    fn unzip(self, block: &[u8; 64]) -> [[u8; 16]; 4] {
+        // SAFETY: see above.
+        unsafe { super::unzip(block) }
+    }
+    #[inline(always)]
     fn to_u8s(self, v: V) -> [u8; LANES] {
         let mut out = [0; LANES];
         // SAFETY: see above.

@@ -98,6 +98,57 @@ fn codes3(group: &[u8; 12]) -> [__m128i; 2] {
     [_mm_or_si128(low, first), _mm_or_si128(low2, second)]
 }
 
+/// Byte `i` of row `b` to byte `4i + b`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn zip(rows: [[u8; 16]; 4]) -> [u8; 64] {
+    let mut out = [0; 64];
+    // SAFETY: the arrays have the bytes that are loaded and stored.
+    unsafe {
+        let [a, b, c, d] = rows.map(|row| _mm_loadu_si128(row.as_ptr().cast()));
+        let (low, low2) = (_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d));
+        let (high, high2) = (_mm_unpackhi_epi8(a, b), _mm_unpackhi_epi8(c, d));
+        let blocks = [
+            _mm_unpacklo_epi16(low, low2),
+            _mm_unpackhi_epi16(low, low2),
+            _mm_unpacklo_epi16(high, high2),
+            _mm_unpackhi_epi16(high, high2),
+        ];
+        for (i, x) in blocks.into_iter().enumerate() {
+            _mm_storeu_si128(out[16 * i..].as_mut_ptr().cast(), x);
+        }
+    }
+    out
+}
+
+/// The other way round.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unzip(block: &[u8; 64]) -> [[u8; 16]; 4] {
+    let mut out = [[0; 16]; 4];
+    // SAFETY: the arrays have the bytes that are loaded and stored.
+    unsafe {
+        let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let mut x = [_mm_setzero_si128(); 4];
+        for i in 0..4 {
+            x[i] = _mm_shuffle_epi8(_mm_loadu_si128(block[16 * i..].as_ptr().cast()), order);
+        }
+        // Words are four bytes of a row each: of columns 4i to 4i + 3 in x[i].
+        let (low, low2) = (_mm_unpacklo_epi32(x[0], x[1]), _mm_unpacklo_epi32(x[2], x[3]));
+        let (high, high2) = (_mm_unpackhi_epi32(x[0], x[1]), _mm_unpackhi_epi32(x[2], x[3]));
+        let rows = [
+            _mm_unpacklo_epi64(low, low2),
+            _mm_unpackhi_epi64(low, low2),
+            _mm_unpacklo_epi64(high, high2),
+            _mm_unpackhi_epi64(high, high2),
+        ];
+        for (out, x) in out.iter_mut().zip(rows) {
+            _mm_storeu_si128(out.as_mut_ptr().cast(), x);
+        }
+    }
+    out
+}
+
 /// As [`crate::scalar::parameters`]: the conversion itself rounds down or up.
 #[inline]
 #[target_feature(enable = "f16c")]

@@ -2,7 +2,7 @@
 //! (Vaswani et al., arXiv 1706.03762, section 3.2.1), independent of the crate's own oracle.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use cinch_kernels::{Codec, Heads, KernelError, Kernels, Partial, Scratch, Segment, merge};
+use cinch_kernels::{Codec, Heads, KernelError, Kernels, Layout, Partial, Scratch, Segment, merge};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Row widths on either side of every chunk and group size in use.
@@ -21,9 +21,10 @@ pub(crate) fn random(rng: &mut StdRng, n: usize, spread: f32) -> Vec<f32> {
         .collect()
 }
 
-/// Rows packed in one pair of codecs, with the values they unpack to and those they came from.
+/// Rows packed in one pair of codecs and layouts, with the values they unpack to and those they came from.
 pub(crate) struct Packed {
     pub(crate) codecs: (Codec, Codec),
+    pub(crate) layouts: (Layout, Layout),
     pub(crate) rotated: bool,
     pub(crate) rows: usize,
     pub(crate) k: Vec<u8>,
@@ -43,26 +44,44 @@ impl Packed {
         v_dim: usize,
     ) -> Self {
         let (exact_k, exact_v) = (random(rng, rows * k_dim, 1.0), random(rng, rows * v_dim, 1.0));
-        let store = |codec: Codec, dim: usize, values: &[f32]| {
-            let mut bytes = vec![0; rows * codec.row_bytes(dim)];
+        let store = |layout: Layout, codec: Codec, dim: usize, values: &[f32]| {
+            let mut bytes = vec![0; layout.stored_rows(rows) * codec.row_bytes(dim)];
             let mut stored = vec![0.0; rows * dim];
-            oracle().pack(codec, dim, values, &mut bytes).unwrap();
-            oracle().unpack(codec, dim, &bytes, &mut stored).unwrap();
+            oracle().pack_run(layout, codec, dim, values, &mut bytes).unwrap();
+            oracle()
+                .unpack_run(layout, codec, dim, &bytes, &mut stored)
+                .unwrap();
             (bytes, stored)
         };
+        // Any layout that these rows can lie in.
+        let mut pick = |of: &[Layout], codec: Codec, dim: usize| {
+            let fit: Vec<_> = of.iter().filter(|layout| layout.fits(codec, dim)).collect();
+            *fit[rng.random_range(0..fit.len())]
+        };
+        let layouts = (
+            pick(
+                &[Layout::Rows, Layout::KeyTiles, Layout::KeyChannels],
+                codecs.0,
+                k_dim,
+            ),
+            pick(&[Layout::Rows, Layout::ValueTiles], codecs.1, v_dim),
+        );
         // Every other run of rows is rotated before it is packed, and back to compare.
         let rotated = rng.random();
         let mut keys = exact_k.clone();
         if rotated {
             oracle().rotate(k_dim, &mut keys).unwrap();
         }
-        let ((k, mut stored_k), (v, stored_v)) =
-            (store(codecs.0, k_dim, &keys), store(codecs.1, v_dim, &exact_v));
+        let ((k, mut stored_k), (v, stored_v)) = (
+            store(layouts.0, codecs.0, k_dim, &keys),
+            store(layouts.1, codecs.1, v_dim, &exact_v),
+        );
         if rotated {
             oracle().rotate(k_dim, &mut stored_k).unwrap();
         }
         Self {
             codecs,
+            layouts,
             rotated,
             rows,
             k,
@@ -79,6 +98,8 @@ impl Packed {
         Segment {
             k_codec,
             v_codec,
+            k_layout: self.layouts.0,
+            v_layout: self.layouts.1,
             k_rotated: self.rotated,
             rows: self.rows,
             k: &self.k,

@@ -6,9 +6,10 @@
 
 use std::arch::x86_64::*;
 
-use super::Avx512;
 use super::codes::{Bits, Buffer, COLUMNS, Int2, Int3, Int4, ROWS, sixteen, transpose, two_groups};
 use super::query::{self, Query};
+use super::{Avx512, key_channels, key_tiles};
+use crate::Layout;
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, KeyCodes};
 use crate::simd::Ahead;
@@ -49,13 +50,23 @@ impl<B: Bits> Group for B {
     }
 }
 
-/// Makes `scores`; false if there is no room for it, and nothing was done.
+/// Makes `scores`; false if there is no way or no room for it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
+    let done = match job.layout {
+        Layout::Rows => 0,
+        Layout::KeyTiles => key_tiles::score(job),
+        Layout::KeyChannels => return key_channels::score(job),
+        Layout::ValueTiles => return false,
+    };
     let row = job.codec.row_bytes(job.heads.k_dim);
     let mut buffer = Buffer::default();
-    let Some(keys) = sixteen(job.keys, row, &mut buffer) else {
+    let rows = &job.keys[done * row..];
+    if rows.is_empty() {
+        return true;
+    }
+    let Some(keys) = sixteen(rows, row, &mut buffer) else {
         return false;
     };
     // See `codes`: sixteen bytes of the only group would pass the row's end.
@@ -63,13 +74,13 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
         return false;
     }
     match (job.codec, query::prepare(job)) {
-        (Codec::Int8, _) => heads::<Int8, 2>(job, keys),
-        (Codec::Int4, 1) => heads::<Int4, 1>(job, keys),
-        (Codec::Int3, 1) => heads::<Int3, 1>(job, keys),
-        (Codec::Int2, 1) => heads::<Int2, 1>(job, keys),
-        (Codec::Int4, _) => heads::<Int4, 2>(job, keys),
-        (Codec::Int3, _) => heads::<Int3, 2>(job, keys),
-        (Codec::Int2, _) => heads::<Int2, 2>(job, keys),
+        (Codec::Int8, _) => heads::<Int8, 2>(job, keys, done),
+        (Codec::Int4, 1) => heads::<Int4, 1>(job, keys, done),
+        (Codec::Int3, 1) => heads::<Int3, 1>(job, keys, done),
+        (Codec::Int2, 1) => heads::<Int2, 1>(job, keys, done),
+        (Codec::Int4, _) => heads::<Int4, 2>(job, keys, done),
+        (Codec::Int3, _) => heads::<Int3, 2>(job, keys, done),
+        (Codec::Int2, _) => heads::<Int2, 2>(job, keys, done),
         (Codec::F32 | Codec::F16 | Codec::Bf16, _) => return false,
     }
     true
@@ -77,14 +88,14 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn heads<G: Group, const BYTES: usize>(job: &mut KeyCodes<'_>, keys: &[u8]) {
+fn heads<G: Group, const BYTES: usize>(job: &mut KeyCodes<'_>, keys: &[u8], done: usize) {
     let mut h = 0;
     while h < job.heads.q_heads {
         h += match job.heads.q_heads - h {
-            1 => dims::<G, BYTES, 1>(job, keys, h),
-            2 => dims::<G, BYTES, 2>(job, keys, h),
-            3 => dims::<G, BYTES, 3>(job, keys, h),
-            _ => dims::<G, BYTES, 4>(job, keys, h),
+            1 => dims::<G, BYTES, 1>(job, keys, h, done),
+            2 => dims::<G, BYTES, 2>(job, keys, h, done),
+            3 => dims::<G, BYTES, 3>(job, keys, h, done),
+            _ => dims::<G, BYTES, 4>(job, keys, h, done),
         };
     }
 }
@@ -96,19 +107,20 @@ fn dims<G: Group, const BYTES: usize, const H: usize>(
     job: &mut KeyCodes<'_>,
     keys: &[u8],
     first: usize,
+    done: usize,
 ) -> usize {
     // SAFETY: this function has the instructions.
     unsafe {
         match job.heads.k_dim {
-            64 => run::<G, BYTES, H>(job, keys, first, 64),
-            128 => run::<G, BYTES, H>(job, keys, first, 128),
-            dim => run::<G, BYTES, H>(job, keys, first, dim),
+            64 => run::<G, BYTES, H>(job, keys, first, done, 64),
+            128 => run::<G, BYTES, H>(job, keys, first, done, 128),
+            dim => run::<G, BYTES, H>(job, keys, first, done, dim),
         }
     }
     H
 }
 
-/// H heads from `first` on, with queries of so many bytes.
+/// H heads from `first` on, with queries of so many bytes; the rows before these are done.
 ///
 /// # Safety
 /// The CPU must have the instructions.
@@ -117,6 +129,7 @@ unsafe fn run<G: Group, const BYTES: usize, const H: usize>(
     job: &mut KeyCodes<'_>,
     keys: &[u8],
     first: usize,
+    done: usize,
     dim: usize,
 ) {
     let (groups, row) = (dim / GROUP, G::CODEC.row_bytes(dim));
@@ -127,7 +140,7 @@ unsafe fn run<G: Group, const BYTES: usize, const H: usize>(
     }
     let rows = keys.len() / row;
     let ahead = match first {
-        0 => Ahead::new(job.ahead, rows.div_ceil(ROWS) * groups),
+        0 if done == 0 => Ahead::new(job.ahead, rows.div_ceil(ROWS) * groups),
         _ => Ahead::NOTHING,
     };
     let mut r = 0;
@@ -161,7 +174,7 @@ unsafe fn run<G: Group, const BYTES: usize, const H: usize>(
             }
             for h in 0..H {
                 let dots = _mm512_mul_ps(acc[h], _mm512_set1_ps(queries[h].step()));
-                let out = &mut job.scores[(first + h) * BLOCK + start..][..ROWS];
+                let out = &mut job.scores[(first + h) * BLOCK + done + start..][..ROWS];
                 _mm512_storeu_ps(out.as_mut_ptr(), dots);
             }
         }
@@ -174,7 +187,10 @@ unsafe fn run<G: Group, const BYTES: usize, const H: usize>(
 /// # Safety
 /// The CPU must have the instructions.
 #[inline(always)]
-unsafe fn dot<const BYTES: usize>(columns: &[__m512i; COLUMNS], q: &[[i32; BYTES]; COLUMNS]) -> __m512 {
+pub(super) unsafe fn dot<const BYTES: usize>(
+    columns: &[__m512i; COLUMNS],
+    q: &[[i32; BYTES]; COLUMNS],
+) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
         // Two chains a byte: a `vpdpbusd` takes four cycles until the next can add to it.

@@ -5,9 +5,12 @@
 )]
 
 mod codes;
+mod key_channels;
+mod key_tiles;
 mod keys;
 mod q8_0;
 mod query;
+mod value_tiles;
 mod values;
 mod values4;
 mod values8;
@@ -227,6 +230,16 @@ impl Simd for Avx512 {
     fn codes2(self, group: &[u8; 8]) -> [__m512; 2] {
         // SAFETY: see above.
         unsafe { super::codes2(group).map(|x| numbers(x)) }
+    }
+    #[inline(always)]
+    fn zip(self, rows: [[u8; 16]; 4]) -> [u8; 64] {
+        // SAFETY: see above.
+        unsafe { super::zip(rows) }
+    }
+    #[inline(always)]
+    fn unzip(self, block: &[u8; 64]) -> [[u8; 16]; 4] {
+        // SAFETY: see above.
+        unsafe { super::unzip(block) }
     }
     #[inline(always)]
     fn to_u8s(self, v: __m512) -> [u8; LANES] {

@@ -11,9 +11,9 @@ use crate::codec::GROUP;
 use crate::generic::decode::KeyCodes;
 
 /// The largest magnitude in one byte, and in two of which the lower is signed: all then fit −128 to 127.
-const LARGEST: [f32; 2] = [127.0, (127 * 256 + 127) as f32];
+pub(super) const LARGEST: [f32; 2] = [127.0, (127 * 256 + 127) as f32];
 /// How many times below the keys' error a query's must be.
-const MARGIN: f64 = 6.0;
+pub(super) const MARGIN: f64 = 6.0;
 /// Bytes a value and the codec, before the queries.
 const HEADER: usize = 2;
 

@@ -5,12 +5,14 @@
 
 use std::arch::x86_64::*;
 
-use super::Avx512;
 use super::codes::{Buffer, Int2, Int3, Int4, ROWS, sixteen, two_groups};
 use super::values4::Small;
 use super::values8::Int8;
+use super::{Avx512, value_tiles};
+use crate::Layout;
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, ValueCodes};
+use crate::layout::TILE;
 use crate::simd::Ahead;
 
 /// Vectors of weights in a block.
@@ -67,20 +69,32 @@ pub(super) const MOST: usize = 8;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn add(job: &mut ValueCodes<'_>) -> bool {
     let row = job.codec.row_bytes(job.heads.v_dim);
+    let tiled = match job.layout {
+        Layout::Rows => 0,
+        Layout::ValueTiles => job.values.len() / row / TILE * TILE,
+        Layout::KeyTiles | Layout::KeyChannels => return false,
+    };
+    let rows = &job.values[tiled * row..];
     let mut buffer = Buffer::default();
     // The weights past the rows are 0.
-    let Some(values) = sixteen(job.values, row, &mut buffer) else {
+    let Some(values) = sixteen(rows, row, &mut buffer) else {
         return false;
     };
     // See `codes`: sixteen bytes of the only group would pass the row's end.
     if job.codec == Codec::Int2 && job.heads.v_dim == GROUP {
         return false;
     }
+    if tiled > 0 {
+        value_tiles::add(job);
+    }
+    if rows.is_empty() {
+        return true;
+    }
     match job.codec {
-        Codec::Int8 => heads::<Int8>(job, values),
-        Codec::Int4 => heads::<Small<Int4, 15>>(job, values),
-        Codec::Int3 => heads::<Small<Int3, 7>>(job, values),
-        Codec::Int2 => heads::<Small<Int2, 3>>(job, values),
+        Codec::Int8 => heads::<Int8>(job, values, tiled),
+        Codec::Int4 => heads::<Small<Int4, 15>>(job, values, tiled),
+        Codec::Int3 => heads::<Small<Int3, 7>>(job, values, tiled),
+        Codec::Int2 => heads::<Small<Int2, 3>>(job, values, tiled),
         Codec::F32 | Codec::F16 | Codec::Bf16 => return false,
     }
     true
@@ -88,17 +102,17 @@ pub(super) fn add(job: &mut ValueCodes<'_>) -> bool {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn heads<G: Group>(job: &mut ValueCodes<'_>, values: &[u8]) {
+fn heads<G: Group>(job: &mut ValueCodes<'_>, values: &[u8], done: usize) {
     let mut h = 0;
     while h < job.heads.q_heads {
         h += match job.heads.q_heads - h {
-            1 => dims::<G, 1>(job, values, h),
-            2 => dims::<G, 2>(job, values, h),
-            3 => dims::<G, 3>(job, values, h),
+            1 => dims::<G, 1>(job, values, h, done),
+            2 => dims::<G, 2>(job, values, h, done),
+            3 => dims::<G, 3>(job, values, h, done),
             // More sums than that would not stay in registers.
-            4 if G::SUMS > 4 => dims::<G, 2>(job, values, h),
-            _ if G::SUMS > 4 => dims::<G, 3>(job, values, h),
-            _ => dims::<G, 4>(job, values, h),
+            4 if G::SUMS > 4 => dims::<G, 2>(job, values, h, done),
+            _ if G::SUMS > 4 => dims::<G, 3>(job, values, h, done),
+            _ => dims::<G, 4>(job, values, h, done),
         };
     }
 }
@@ -106,24 +120,35 @@ fn heads<G: Group>(job: &mut ValueCodes<'_>, values: &[u8]) {
 /// The usual dimensions are known to the compiler: see `keys`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dims<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first: usize) -> usize {
+fn dims<G: Group, const H: usize>(
+    job: &mut ValueCodes<'_>,
+    values: &[u8],
+    first: usize,
+    done: usize,
+) -> usize {
     // SAFETY: this function has the instructions.
     unsafe {
         match job.heads.v_dim {
-            64 => run::<G, H>(job, values, first, 64),
-            128 => run::<G, H>(job, values, first, 128),
-            dim => run::<G, H>(job, values, first, dim),
+            64 => run::<G, H>(job, values, first, done, 64),
+            128 => run::<G, H>(job, values, first, done, 128),
+            dim => run::<G, H>(job, values, first, done, dim),
         }
     }
     H
 }
 
-/// H heads from `first` on.
+/// H heads from `first` on; the rows before these are done.
 ///
 /// # Safety
 /// The CPU must have the instructions.
 #[inline(always)]
-unsafe fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8], first: usize, dim: usize) {
+unsafe fn run<G: Group, const H: usize>(
+    job: &mut ValueCodes<'_>,
+    values: &[u8],
+    first: usize,
+    done: usize,
+    dim: usize,
+) {
     let (groups, row) = (dim / GROUP, G::CODEC.row_bytes(dim));
     let (params, group_bytes) = (G::CODEC.code_bytes(dim), G::CODEC.group_bytes(GROUP));
     let rows = values.len() / row;
@@ -132,7 +157,7 @@ unsafe fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8],
     let start = |c: usize| (ROWS * c).min(rows - ROWS);
     let sixteen = |c: usize| values[start(c) * row..][..ROWS * row].as_ptr();
     let ahead = match first {
-        0 => Ahead::new(job.ahead, chunks * groups),
+        0 if done == 0 => Ahead::new(job.ahead, chunks * groups),
         _ => Ahead::NOTHING,
     };
     let mut g = 0;
@@ -146,7 +171,7 @@ unsafe fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8],
                 let both = two_groups(sixteen(c), row, params, g, groups);
                 let mask = u16::MAX << (ROWS * c - start(c));
                 for h in 0..H {
-                    let weights = &job.weights[(first + h) * BLOCK + start(c)..][..ROWS];
+                    let weights = &job.weights[(first + h) * BLOCK + done + start(c)..][..ROWS];
                     let w = _mm512_maskz_loadu_ps(mask, weights.as_ptr());
                     for i in 0..2 {
                         let (scale, zero) = both[i];
@@ -186,7 +211,7 @@ unsafe fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, values: &[u8],
 /// Adds a group's sums, in steps, and its zeros to 32 outputs.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn finish(columns: [__m512i; 2], step: f32, zero: f32, out: &mut [f32]) {
+pub(super) fn finish(columns: [__m512i; 2], step: f32, zero: f32, out: &mut [f32]) {
     let (step, zero) = (_mm512_set1_ps(step), _mm512_set1_ps(zero));
     for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate().take(2) {
         let x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(columns[i]), step, zero);

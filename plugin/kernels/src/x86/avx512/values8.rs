@@ -1,4 +1,4 @@
-//! Sums of int8 values: weights in 15 bits, codes widened to 16, a pair of rows side by side, so that `vpdpwssd`
+//! Sums of int8 values that lie row by row: weights in 15 bits, codes widened to 16, a pair of rows side by side, so that `vpdpwssd`
 //! multiplies and adds both. The rounding is 2^-16 of the block's largest contribution.
 
 use std::arch::x86_64::*;
@@ -8,8 +8,11 @@ use super::values::{CHUNKS, Group, MOST, Scaled, halved, top};
 use crate::codec::Codec;
 use crate::generic::decode::BLOCK;
 
+/// Steps in a block's heaviest row: the most that fits two bytes of which the lower is signed (see `value_tiles`).
+const STEPS: f32 = (127 * 256 + 127) as f32;
+
 // A lane adds up half of a block's rows.
-const _: () = assert!((BLOCK as u64 / 2) * 32767 * 255 < i32::MAX as u64);
+const _: () = assert!((BLOCK as u64 / 2) * STEPS as u64 * 255 < i32::MAX as u64);
 
 pub(super) struct Int8;
 
@@ -32,12 +35,12 @@ impl Group for Int8 {
         // SAFETY: the caller's promise, here and below.
         unsafe {
             let top = top(scaled);
-            let inverse = _mm512_set1_ps(32767.0 / top);
+            let inverse = _mm512_set1_ps(STEPS / top);
             let mut weights = [_mm256_setzero_si256(); CHUNKS];
             for c in 0..CHUNKS {
                 weights[c] = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(scaled[c], inverse)));
             }
-            (weights, top / 32767.0)
+            (weights, top / STEPS)
         }
     }
 

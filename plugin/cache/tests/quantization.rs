@@ -1,10 +1,12 @@
-//! Rotated keys against an oracle in f64, written from QuaRot (arXiv 2404.00456, section 4.2): a key k is stored as
-//! codes of Hk, with H the normalized Hadamard matrix of the head dim, and scored with Hq.
+//! Quantized keys against oracles in f64. Rotated ones as QuaRot has it (arXiv 2404.00456, section 4.2): a key k is stored
+//! as codes of Hk, with H the normalized Hadamard matrix of the head dim, and scored with Hq. Ones by channel as KIVI has it
+//! (arXiv 2402.02750, section 4): 32 tokens share a channel's scale and zero.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod common;
 
 use candle_core::{Device, Tensor};
+use cinch_cache::BlockView;
 use cinch_hooks::{CachePolicy, Qkv};
 use common::*;
 
@@ -105,7 +107,9 @@ fn served(json: &str) -> (Vec<f32>, Vec<Vec<f32>>) {
     let blocks = &plugin.inspect(&*seq.cache).unwrap()[0].heads[0].blocks;
     let wants = json.contains("rotate_k");
     let packed: Vec<_> = blocks.iter().filter(|block| block.k != block.v).collect();
-    assert!(!packed.is_empty() && packed.iter().all(|block| block.rotated == wants));
+    let by_channel = json.contains("kivi");
+    let right = |block: &&&BlockView| (block.rotated, block.channels) == (wants, by_channel);
+    assert!(!packed.is_empty() && packed.iter().filter(right).count() == packed.len());
     let queries = (0..ONE.group)
         .map(|head| vector(1, 0, What::Q, head, ROWS - 1, DIM))
         .collect();
@@ -172,6 +176,86 @@ fn rotated_keys_are_what_the_paper_says() {
         );
         assert!(own < codec / 4.0 + 2e-4, "{bits} bits: {own:e} beside {codec:e}");
     }
+}
+
+/// Where KIVI's last tile of 32 ends, in a store of `ROWS` rows whose last one was decoded.
+const TILED: std::ops::Range<usize> = 4..4 + (ROWS - 1 - 16 - 4) / 32 * 32;
+
+/// All of them at once, as `rounded` takes them.
+fn tiles(bits: u32) -> Vec<Vec<f64>> {
+    let mut out: Vec<Vec<f64>> = TILED.map(|token| wide(&key(token))).collect();
+    for tile in out.chunks_mut(32) {
+        for channel in 0..DIM {
+            let column: Vec<f64> = tile.iter().map(|key| key[channel]).collect();
+            for (key, x) in tile.iter_mut().zip(rounded(&column, bits)) {
+                key[channel] = x;
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn keys_by_channel_are_what_the_paper_says() {
+    for bits in [2, 3, 4, 8] {
+        let json = format!(
+            r#"{{"quantize": {{"method": "kivi", "k_bits": {bits}, "v_bits": 16, "residual": 16}}}}"#
+        );
+        let (out, queries) = served(&json);
+        let (exact, tiles) = (oracle(&queries, |_, k| k.to_vec()), tiles(bits));
+        let right = oracle(&queries, |token, k| match token.checked_sub(TILED.start) {
+            Some(at) if TILED.contains(&token) => tiles[at].clone(),
+            _ => k.to_vec(),
+        });
+        let (own, codec) = (
+            distance(&out, &right),
+            distance(&right.iter().map(|x| *x as f32).collect::<Vec<_>>(), &exact),
+        );
+        assert!(own < codec / 4.0 + 2e-4, "{bits} bits: {own:e} beside {codec:e}");
+    }
+}
+
+#[test]
+fn channels_of_their_own_help_keys_with_an_outlier_channel() {
+    for bits in [2, 3, 4] {
+        let error = |method: &str| {
+            let (out, queries) = served(&format!(
+                r#"{{"quantize": {{"method": "{method}", "k_bits": {bits}, "v_bits": 16, "residual": 16}}}}"#
+            ));
+            distance(&out, &oracle(&queries, |_, k| k.to_vec()))
+        };
+        let (by_token, by_channel) = (error("rtn"), error("kivi"));
+        assert!(
+            by_channel < by_token / 2.0,
+            "{bits} bits: {by_channel:e} by channel, {by_token:e} by token"
+        );
+    }
+}
+
+#[test]
+fn a_model_of_other_dimensions_is_told() {
+    let plugin = plugin(policy(
+        r#"{"quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4}}"#,
+    ));
+    let odd = Model { k_dim: 80, ..ONE };
+    let refused = plugin.open(&odd.info(1, 1, 10)).err().unwrap().to_string();
+    assert_eq!(
+        refused,
+        "policy of request 1: quantize.method: given kivi, allowed rtn: kivi needs heads of a multiple of 32 values, this \
+         model's keys have 80"
+    );
+    // Now that the model is known, before anything is sent to it.
+    let late = plugin.assign(
+        2,
+        assignment(policy(
+            r#"{"quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4}}"#,
+        )),
+    );
+    assert!(
+        late.unwrap_err()
+            .to_string()
+            .contains("this model's keys have 80")
+    );
 }
 
 #[test]

@@ -13,16 +13,16 @@ than the tolerance.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import kvpress
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import probe  # noqa: E402
 
 PRESSES = {
     "streaming": kvpress.StreamingLLMPress,
@@ -37,51 +37,6 @@ PRESSES = {
 BUDGETS = (0.5, 0.25)
 # A method may be this many times as far from its full cache as kvpress' is, and so much in all cases.
 TIMES, SLACK = 1.5, 0.004
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def divergence(full, other):
-    return float((np.exp(full) * (full - other)).sum(axis=1).mean())
-
-
-class Cinch:
-    """The engine, by way of `cinch probe`."""
-
-    def __init__(self, args, folder):
-        self.args, self.folder = args, Path(folder)
-
-    def probe(self, plan, policy):
-        plan_file, report = self.folder / "plan.json", self.folder / "report.json"
-        plan_file.write_text(json.dumps(plan))
-        command = [self.args.cinch, "probe", "--config", self.args.config]
-        for setting in (
-            f"model.file={self.args.model}",
-            "log.level=error",
-            "engine.prefix_cache=false",
-            f"class.default.policy={policy}",
-        ):
-            command += ["--set", setting]
-        subprocess.run([*command, plan_file, report], check=True, capture_output=True)
-        return json.loads(report.read_text())
-
-    def tokens(self):
-        text = Path(self.args.text).read_text()
-        # More characters than the tokens can have.
-        part = text[self.args.offset :][: 12 * (self.args.prefix + self.args.new)]
-        report = self.probe({"groups": [], "timing": True, "tokenize": part}, "{}")
-        return report["tokenized"][: self.args.prefix + self.args.new]
-
-    def run(self, tokens, policy):
-        logits = self.folder / "logits.bin"
-        prefix, new = self.args.prefix, self.args.new
-        run = {"name": "text", "tokens": tokens[:prefix], "max_tokens": new, "force": tokens[prefix:]}
-        self.probe({"groups": [[run]], "logits": str(logits)}, policy)
-        return log_softmax(np.fromfile(logits, dtype="<f4").reshape(new, -1))
 
 
 class Kvpress:
@@ -120,32 +75,28 @@ class Kvpress:
             attention_mask=mask,
         )
         logits = torch.cat([first.logits[0, -1:], rest.logits[0]])
-        return log_softmax(logits.numpy()), kept
+        return probe.log_softmax(logits.numpy()), kept
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cinch", required=True, help="the engine's binary")
-    parser.add_argument("--config", default="configs/engine.toml")
-    parser.add_argument("--model", required=True, help="a GGUF file of the Llama family")
-    parser.add_argument("--text", required=True, help="plain text")
-    parser.add_argument("--offset", type=int, default=20_000, help="characters to skip")
-    parser.add_argument("--prefix", type=int, default=1536, help="tokens that are compressed")
-    parser.add_argument("--new", type=int, default=256, help="tokens that are forced")
+    probe.options(parser, prefix=1536, new=256)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        cinch = Cinch(args, folder)
+        cinch = probe.Cinch(args, folder)
         tokens = cinch.tokens()
-        if len(tokens) < args.prefix + args.new:
-            parser.error(f"--text: {len(tokens)} tokens, needed {args.prefix + args.new}")
 
         # No eviction but that of the prompt, as in kvpress.
         def policy(method, budget):
             return f'{{ select = {{ method = "{method}", budget = {budget}, interval = 1024 }} }}'
 
-        full = cinch.run(tokens, "{}")
-        floor = divergence(full, cinch.run(tokens, policy("streaming", 0.99)))
+        full, _ = cinch.run(tokens, "{}")
+
+        def divergence(policy):
+            return probe.divergences(full, cinch.run(tokens, policy)[0]).mean()
+
+        floor = divergence(policy("streaming", 0.99))
         theirs = Kvpress(args)
         their_full, _ = theirs.run(tokens, None)
         print(f"floor {floor:.4f}; {args.prefix} + {args.new} tokens")
@@ -155,8 +106,8 @@ def main():
             for method, press in PRESSES.items():
                 logits, kept = theirs.run(tokens, press(1.0 - budget))
                 assert kept == int(args.prefix * budget), (kept, args.prefix * budget)
-                reference = divergence(their_full, logits)
-                ours = divergence(full, cinch.run(tokens, policy(method, budget)))
+                reference = probe.divergences(their_full, logits).mean()
+                ours = divergence(policy(method, budget))
                 print(f"{method:20} {budget:6} {reference:8.4f} {ours:8.4f} {ours - floor:8.4f}", flush=True)
                 if ours - floor > TIMES * reference + SLACK:
                     worse.append(f"{method} at {budget}")

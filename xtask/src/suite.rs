@@ -13,9 +13,32 @@ use crate::{controller, engine, model, text};
 /// The package whose integration tests drive the real engine.
 const END_TO_END: &str = "cinch-tests";
 
+/// Programs that tests run.
+struct Programs {
+    names: &'static [&'static str],
+    use_of: &'static str,
+    packages: &'static str,
+}
+
+const PROMETHEUS: Programs = Programs {
+    names: &["prometheus", "promtool"],
+    use_of: "rules, dashboards and the controller are tested with it (its service, if it starts, can be stopped: tests start \
+             their own)",
+    packages: "prometheus",
+};
+
+const BROWSER: Programs = Programs {
+    names: &["chromium", "chromedriver"],
+    use_of: "the report of cinch eval is tested in it",
+    packages: "chromium chromium-driver",
+};
+
 /// Runs everything; with `fast`, what needs no engine.
 pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
-    prometheus(process::in_path)?;
+    needed(&PROMETHEUS, process::in_path)?;
+    if !fast {
+        needed(&BROWSER, process::in_path)?;
+    }
     let step = Step::start("Testing the workspace");
     for mut command in workspace_tests(workspace, process::in_path("cargo-nextest").is_some()) {
         process::run(&mut command)?;
@@ -65,13 +88,13 @@ fn workspace_tests(workspace: &Workspace, nextest: bool) -> Vec<Command> {
     commands
 }
 
-/// Rules, dashboards and the controller are tested with a real Prometheus, found by `find`.
-fn prometheus(find: impl Fn(&str) -> Option<PathBuf>) -> anyhow::Result<()> {
-    for program in ["prometheus", "promtool"] {
+/// Fails with how to get it if a program is missing; `find` says where it is.
+fn needed(programs: &Programs, find: impl Fn(&str) -> Option<PathBuf>) -> anyhow::Result<()> {
+    for program in programs.names {
         if find(program).is_none() {
+            let Programs { use_of, packages, .. } = programs;
             bail!(
-                "{program}: not found in PATH; the tests need it. On Debian and Ubuntu: apt-get install \
-                 --no-install-recommends prometheus (its service, if it starts, can be stopped: tests start their own)"
+                "{program}: not found in PATH; {use_of}. On Debian: apt-get install --no-install-recommends {packages}"
             );
         }
     }
@@ -104,12 +127,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_prometheus_it_says_how_to_get_one() {
+    fn what_is_missing_is_named_with_its_packages() {
         let only = |there: &'static str| move |name: &str| (name == there).then(|| PathBuf::from(name));
-        let err = prometheus(only("prometheus")).unwrap_err().to_string();
+        let err = needed(&PROMETHEUS, only("prometheus")).unwrap_err().to_string();
         assert!(err.starts_with("promtool: not found"), "{err}");
-        assert!(err.contains("apt-get install"), "{err}");
-        assert!(prometheus(only("promtool")).is_err());
-        assert!(prometheus(|name| Some(name.into())).is_ok());
+        assert!(err.ends_with("--no-install-recommends prometheus"), "{err}");
+        let err = needed(&BROWSER, only("chromium")).unwrap_err().to_string();
+        assert!(err.starts_with("chromedriver: not found"), "{err}");
+        assert!(err.ends_with("chromium chromium-driver"), "{err}");
+        assert!(needed(&BROWSER, only("chromedriver")).is_err());
+        for programs in [&PROMETHEUS, &BROWSER] {
+            assert!(needed(programs, |name| Some(name.into())).is_ok());
+        }
     }
 }

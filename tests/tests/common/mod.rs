@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod eval;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -55,6 +57,34 @@ pub(crate) fn probe(overrides: &[&str], plan: &Plan) -> Report {
 
 pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+/// Runs tests/`folder`/compare.py with the Python that `variable` names, if it has these modules.
+pub(crate) fn compare(folder: &str, variable: &str, modules: &str) {
+    let python = std::env::var(variable).unwrap_or_else(|_| "python3".into());
+    let installed = Command::new(&python)
+        .args(["-c", &format!("import {modules}")])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !installed {
+        println!("{python} cannot import all of {modules}: nothing was compared");
+        return;
+    }
+    let mut compare = Command::new(&python);
+    // No compiled copies in the source tree.
+    compare
+        .arg("-B")
+        .arg(root().join("tests").join(folder).join("compare.py"));
+    for (option, variable) in [
+        ("--cinch", "CINCH_BIN"),
+        ("--model", "CINCH_MODEL"),
+        ("--text", "CINCH_TEXT"),
+    ] {
+        compare.arg(option).arg(env(variable));
+    }
+    compare.arg("--config").arg(root().join("configs/engine.toml"));
+    let status = compare.status().unwrap();
+    assert!(status.success(), "{status}");
 }
 
 pub(crate) fn free_port() -> u16 {

@@ -225,7 +225,7 @@ mod tests {
     fn the_default_grid() {
         let full = parse(DEFAULT, "default", Mode::Full).unwrap();
         let quick = parse(DEFAULT, "default", Mode::Quick).unwrap();
-        assert_eq!((full.sizes.context, quick.sizes.context), (4096, 1024));
+        assert_eq!((full.sizes.context, quick.sizes.context), (2048, 1024));
         assert_eq!(full.policies[0], ("full".to_owned(), Policy::default()));
         assert!(quick.policies.iter().all(|policy| full.policies.contains(policy)));
         assert!(quick.policies.len() < full.policies.len());

@@ -1,22 +1,34 @@
-//! A scatter plot as SVG: a mark a policy, whiskers for the interval, a line along the frontier.
+//! A scatter plot as SVG: a mark a policy, whiskers for the interval, a line along the frontier and one where the full cache
+//! is.
 
 use std::fmt::Write;
 
 /// Width and height of the area that is drawn in.
 const AREA: (f64, f64) = (620.0, 360.0);
 /// Left of it, above it, below it, right of it.
-const MARGIN: (f64, f64, f64, f64) = (70.0, 16.0, 48.0, 20.0);
-/// Told apart by most people who see colors differently (Okabe and Ito, 2008).
-pub(super) const COLORS: [&str; 8] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f",
+const MARGIN: (f64, f64, f64, f64) = (84.0, 16.0, 48.0, 20.0);
+/// Told apart by most people who see colors differently (Okabe and Ito, 2008); their black is the text's color, light on dark
+/// pages.
+const COLORS: [&str; 8] = [
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "currentColor",
+    "#7f7f7f",
 ];
+/// Shapes of marks. Three and eight have no common factor: 24 series differ in color or shape, neighbors and those of like
+/// colors in both.
+const SHAPES: usize = 3;
 
 /// A mark.
 #[derive(Debug, Clone)]
 pub(super) struct Mark {
     pub(super) label: String,
-    /// Which of the [`COLORS`].
-    pub(super) color: usize,
+    /// What it is drawn like: [`symbol`].
+    pub(super) series: usize,
     pub(super) x: f64,
     pub(super) y: f64,
     /// Ends of the interval of y.
@@ -32,8 +44,8 @@ pub(super) struct Mark {
 pub(super) struct Axis {
     pub(super) title: &'static str,
     pub(super) logarithmic: bool,
-    /// The range goes down to it, whatever the marks.
-    pub(super) least: Option<f64>,
+    /// Where the full cache is: a line, within the range whatever the marks.
+    pub(super) full: Option<f64>,
 }
 
 /// From values to places on an axis.
@@ -46,18 +58,13 @@ struct Scale {
 impl Scale {
     fn new(values: impl Iterator<Item = f64>, axis: Axis) -> Self {
         let map = |x: f64| if axis.logarithmic { x.ln() } else { x };
-        let values = values.chain(axis.least).map(map).filter(|x| x.is_finite());
+        let values = values.chain(axis.full).map(map).filter(|x| x.is_finite());
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
             (low.min(x), high.max(x))
         });
         let (low, high) = if low < high {
             let pad = (high - low) * 0.05;
-            let bottom = if axis.logarithmic || axis.least.is_none() {
-                low - pad
-            } else {
-                low
-            };
-            (bottom, high + pad)
+            (low - pad, high + pad)
         } else if low.is_finite() {
             (low - 1.0, low + 1.0)
         } else {
@@ -128,7 +135,10 @@ pub(super) fn scatter(marks: &[Mark], x: Axis, y: Axis) -> String {
         )
     };
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\" font-size=\"11\">\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\" \
+         aria-label=\"{} by {}\">\n",
+        escaped(y.title),
+        escaped(x.title)
     );
     // Writing to a string cannot fail.
     for tick in across.ticks() {
@@ -141,11 +151,22 @@ pub(super) fn scatter(marks: &[Mark], x: Axis, y: Axis) -> String {
         let _ = writeln!(out, "<path class=\"grid\" d=\"M{left} {at:.1}h{}\"/>", AREA.0);
         text(&mut out, (left - 6.0, at + 4.0), "end", &number(tick));
     }
+    if let Some(full) = x.full {
+        let at = left + AREA.0 * across.at(full);
+        let _ = writeln!(out, "<path class=\"full\" d=\"M{at:.1} {top}v{}\"/>", AREA.1);
+        // On the side that has room.
+        let (side, anchor) = if across.at(full) > 0.5 {
+            (-5.0, "end")
+        } else {
+            (5.0, "start")
+        };
+        text(&mut out, (at + side, top + 12.0), anchor, "full cache");
+    }
     text(&mut out, (left + AREA.0 / 2.0, height - 10.0), "middle", x.title);
     let middle = top + AREA.1 / 2.0;
     let _ = writeln!(
         out,
-        "<text transform=\"rotate(-90 14 {middle})\" x=\"14\" y=\"{middle}\" text-anchor=\"middle\">{}</text>",
+        "<text transform=\"rotate(-90 18 {middle})\" x=\"18\" y=\"{middle}\" text-anchor=\"middle\">{}</text>",
         escaped(y.title)
     );
     let mut line: Vec<(f64, f64)> = marks
@@ -164,20 +185,47 @@ pub(super) fn scatter(marks: &[Mark], x: Axis, y: Axis) -> String {
             place((mark.x, mark.interval.0)).1,
             place((mark.x, mark.interval.1)).1,
         );
-        let color = COLORS[mark.color % COLORS.len()];
         let _ = writeln!(
             out,
-            "<path d=\"M{x:.1} {bottom:.1}V{top:.1}\" stroke=\"{color}\" opacity=\"0.5\"/>\n\
-             <circle class=\"mark\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{}\" fill=\"{color}\"><title>{}</title></circle>",
-            if mark.frontier { 5 } else { 3 },
+            "<path d=\"M{x:.1} {bottom:.1}V{top:.1}\" stroke=\"{}\" opacity=\"0.5\"/>\n\
+             <path class=\"mark\" {}><title>{}</title></path>",
+            COLORS[mark.series % COLORS.len()],
+            symbol(mark.series, (x, y), if mark.frontier { 5.5 } else { 3.5 }),
             escaped(&mark.label)
         );
         if !mark.note.is_empty() {
-            text(&mut out, (x + 7.0, y - 5.0), "start", &mark.note);
+            let note = escaped(&mark.note);
+            let (x, y) = (x + 7.0, y - 5.0);
+            let _ = writeln!(
+                out,
+                "<text class=\"note\" x=\"{x:.1}\" y=\"{y:.1}\">{note}</text>"
+            );
         }
     }
     out += "</svg>\n";
     out
+}
+
+/// Outline and color of a series' mark, as attributes of a path, `size` from its middle to its edge.
+pub(super) fn symbol(series: usize, (x, y): (f64, f64), size: f64) -> String {
+    let outline = match series % SHAPES {
+        0 => {
+            let (left, across) = (x - size, 2.0 * size);
+            let half = |across: f64| format!("a{size} {size} 0 1 0 {across} 0");
+            format!("M{left:.1} {y:.1}{}{}z", half(across), half(-across))
+        }
+        1 => {
+            let side = 1.8 * size;
+            let (left, top) = (x - side / 2.0, y - side / 2.0);
+            format!("M{left:.1} {top:.1}h{side:.1}v{side:.1}h-{side:.1}z")
+        }
+        _ => {
+            let half = 1.2 * size;
+            let top = y - half;
+            format!("M{x:.1} {top:.1}l{half:.1} {half:.1}l-{half:.1} {half:.1}l-{half:.1} -{half:.1}z")
+        }
+    };
+    format!("d=\"{outline}\" fill=\"{}\"", COLORS[series % COLORS.len()])
 }
 
 fn number(value: f64) -> String {
@@ -214,18 +262,18 @@ mod tests {
     const LOG: Axis = Axis {
         title: "bytes <of> full",
         logarithmic: true,
-        least: None,
+        full: None,
     };
     const LINEAR: Axis = Axis {
         title: "tokens/s",
         logarithmic: false,
-        least: Some(0.0),
+        full: Some(0.0),
     };
 
     fn mark(x: f64, y: f64, frontier: bool) -> Mark {
         Mark {
             label: "a & b".into(),
-            color: 1,
+            series: 1,
             x,
             y,
             interval: (y * 0.9, y * 1.1),
@@ -236,11 +284,8 @@ mod tests {
 
     #[test]
     fn marks_are_where_they_belong() {
-        let svg = scatter(
-            &[mark(0.1, 1.0, true), mark(1.0, 3.0, true), mark(0.0, 2.0, false)],
-            LOG,
-            LINEAR,
-        );
+        let marks = [mark(0.1, 1.0, true), mark(1.0, 3.0, true), mark(0.0, 2.0, false)];
+        let svg = scatter(&marks, LOG, LINEAR);
         assert_eq!(
             svg.matches("class=\"mark\"").count(),
             2,
@@ -253,13 +298,30 @@ mod tests {
         );
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         let places: Vec<f64> = svg
-            .split("cx=\"")
+            .split("class=\"mark\" d=\"M")
             .skip(1)
-            .map(|rest| rest.split('"').next().unwrap().parse().unwrap())
+            .map(|rest| rest.split(' ').next().unwrap().parse().unwrap())
             .collect();
         assert!(places[0] < places[1], "{places:?}");
+        assert!(
+            !svg.contains("full cache"),
+            "its place is not on this axis: {svg}"
+        );
+        assert!(scatter(&marks, LINEAR, LINEAR).contains("full cache"));
         let none = scatter(&[], LOG, LINEAR);
         assert!(none.contains("</svg>") && !none.contains("NaN"), "{none}");
+    }
+
+    #[test]
+    fn series_look_different() {
+        let mut all: Vec<String> = (0..24).map(|series| symbol(series, (1.0, 2.0), 3.0)).collect();
+        let [first, second] = [0, 1].map(|series| symbol(series, (1.0, 2.0), 3.0));
+        let fill = |mark: &str| mark.split("fill=").nth(1).map(str::to_owned);
+        let shape = |mark: &str| mark.split("fill=").next().map(str::to_owned);
+        assert!(fill(&first) != fill(&second) && shape(&first) != shape(&second));
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 24);
     }
 
     #[test]
@@ -273,17 +335,7 @@ mod tests {
         let linear = Scale::new([47.0, 93.0].into_iter(), LINEAR);
         let ticks: Vec<String> = linear.ticks().into_iter().map(number).collect();
         assert_eq!(ticks, ["0", "20", "40", "60", "80"]);
-        assert_eq!(
-            Scale::new(
-                [5.0].into_iter(),
-                Axis {
-                    least: None,
-                    ..LINEAR
-                }
-            )
-            .ticks()
-            .len(),
-            5
-        );
+        let alone = Axis { full: None, ..LINEAR };
+        assert_eq!(Scale::new([5.0].into_iter(), alone).ticks().len(), 5);
     }
 }

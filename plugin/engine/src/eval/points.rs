@@ -1,5 +1,6 @@
 //! What was measured so far, kept in a folder as it comes: a file a point, named by a fingerprint of all that its figures
-//! depend on. A later run with anything else the same finds it; one with a changed model, text, policy or version does not.
+//! depend on. A later run with everything the same finds it; one with a changed model, text, policy or program does not: a
+//! method that was changed is measured again though its policy and the program's version are what they were.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,6 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-/// Raised when what a point holds, or how it is measured, changes without a new version of the program.
-const FORMAT: u32 = 1;
-
 /// The folder of points.
 #[derive(Debug)]
 pub(super) struct Points {
@@ -22,14 +20,20 @@ pub(super) struct Points {
 }
 
 impl Points {
-    /// In `out`; all points depend on `common` and on the program's version.
+    /// In `out`; all points depend on `common` and on this program.
     pub(super) fn open(out: &Path, common: &impl Serialize) -> Result<Self> {
         let dir = out.join("points");
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let version = env!("CARGO_PKG_VERSION");
+        let program = std::env::current_exe().context("finding this program")?;
+        let program = fs::File::open(&program).and_then(|mut file| {
+            let mut hasher = Sha256::new();
+            std::io::copy(&mut file, &mut hasher)?;
+            Ok(hex(&hasher.finalize()))
+        });
+        let program = program.context("reading this program")?;
         Ok(Self {
             dir,
-            common: serde_json::to_string(&(FORMAT, version, common))?,
+            common: serde_json::to_string(&(program, common))?,
         })
     }
 

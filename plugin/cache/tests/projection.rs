@@ -69,7 +69,13 @@ fn served(json: &str) -> (Vec<f32>, std::sync::Arc<Plugin>, Seq) {
         );
         let qkv = Qkv { q: &q, k: &k, v: &v };
         let given = plugin
-            .attend(0, &[seq.cache.clone()], qkv, &ONE.params(), &dense(ONE.params()))
+            .attend(
+                0,
+                std::slice::from_ref(&seq.cache),
+                qkv,
+                &ONE.params(),
+                &dense(ONE.params()),
+            )
             .unwrap();
         out = given.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     }

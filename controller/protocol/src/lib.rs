@@ -9,6 +9,7 @@ pub mod bench;
 mod layers;
 mod policy;
 pub mod probe;
+mod project;
 mod select;
 
 pub use api::{
@@ -18,4 +19,5 @@ pub use api::{
 };
 pub use layers::{LayerBits, LayerOverrides, LayerRange};
 pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Store};
+pub use project::{Project, ProjectMethod};
 pub use select::{Heads, Layers, Merge, Select, SelectMethod};

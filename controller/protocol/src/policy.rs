@@ -1,10 +1,11 @@
-//! What a request's KV cache is compressed with: select × quantize over a store.
+//! What a request's KV cache is compressed with: select × project × quantize over a store.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::layers::{self, LayerBits, LayerOverrides};
+use crate::project::Project;
 use crate::select::Select;
 
 /// Values a group-quantized row shares a scale and a zero point among.
@@ -20,6 +21,9 @@ pub struct Policy {
     /// Which tokens stay; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<Select>,
+    /// How many dimensions older rows keep; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<Project>,
     /// How many bits older rows keep; absent: the store's own dtype.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
@@ -147,6 +151,13 @@ impl Policy {
         if let Some(select) = &self.select {
             select.validate()?;
         }
+        if let Some(project) = &self.project {
+            project.validate()?;
+            if self.store == Store::Exact {
+                let allowed = "full, when project drops dimensions";
+                return Err(PolicyError::new("store", "exact", allowed));
+            }
+        }
         if let Some(quantize) = &self.quantize {
             range("quantize.residual", quantize.residual, 16, 1024)?;
             layers::validate(&quantize.layers)?;
@@ -173,11 +184,17 @@ impl Policy {
 }
 
 impl fmt::Display for Policy {
-    /// For logs: `h2o 0.5 × k4 v4`, `k4 rotated v4`, `k4 v4, 0-2: k8`, `exact`, `full`.
+    /// For logs: `h2o 0.5 × k4 v4`, `lowrank k32 v48 × k4 v4`, `k4 rotated v4`, `k4 v4, 0-2: k8`, `exact`, `full`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         if let Some(select) = &self.select {
             parts.push(select.to_string());
+        }
+        if let Some(project) = &self.project {
+            let side =
+                |name, rank: Option<u32>| rank.map_or_else(String::new, |rank| format!(" {name}{rank}"));
+            let (k, v) = (side("k", project.k_rank), side("v", project.v_rank));
+            parts.push(format!("{}{k}{v}", project.method.name()));
         }
         if let Some(quantize) = &self.quantize {
             let side = |name, bits: Option<Bits>| {

@@ -111,12 +111,16 @@ pub(crate) fn compact(
     targets: &Targets,
     what: Compaction,
     ranked: Option<Ranked>,
+    q_squares: impl FnOnce() -> Vec<f64>,
 ) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
     let keep = ranked
         .filter(|ranked| ranked.total < ranked.kept)
         .map(|ranked| select::keep(&ranked.ranks, ranked.kept, ranked.edges, ranked.total));
     if keep.is_none() && !what.pack {
         return Ok((Rebuilt::default(), None));
+    }
+    if let Some(project) = plan.policy.project.as_ref().filter(|_| head.bases.is_none()) {
+        head.learn(project, &q_squares())?;
     }
     let merged = match &keep {
         Some(keep) if plan.merges() => merged(head, plan, keep)?,

@@ -48,6 +48,8 @@ pub struct BlockView {
     pub rotated: bool,
     /// Whether a tile's tokens share a channel's scale and zero.
     pub channels: bool,
+    /// Whether rows keep fewer dimensions.
+    pub projected: bool,
     /// Rows held.
     pub rows: usize,
     /// Rows allocated.
@@ -86,6 +88,7 @@ fn head_view(head: &Head) -> HeadView {
                 v: block.pair().v,
                 rotated: block.pair().rotated,
                 channels: block.pair().channels,
+                projected: block.pair().projected,
                 rows: block.rows(),
                 capacity: block.capacity(),
                 bytes: block.bytes(),

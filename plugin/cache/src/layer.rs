@@ -172,6 +172,10 @@ impl Layer {
         if evicted && plan.policy.select != self.plan.policy.select {
             return false;
         }
+        let mut all = self.heads.iter().flat_map(Head::blocks);
+        if all.any(|block| block.pair().projected) && plan.policy.project != self.plan.policy.project {
+            return false;
+        }
         let mut blocks = self.heads.iter().flat_map(Head::blocks).map(|block| block.pair());
         if plan.policy.store == Store::Exact {
             return blocks.all(|pair| pair == asked.packed);

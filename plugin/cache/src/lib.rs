@@ -20,6 +20,7 @@ mod matmul;
 mod observe;
 mod plan;
 mod plugin;
+mod project;
 mod quantize;
 mod registry;
 mod select;

@@ -2,7 +2,7 @@
 //! exact against compressed. Nothing is reported that was not measured.
 
 use cinch_hooks::HookError;
-use cinch_kernels::{Heads, Kernels, Partial, Scratch, merge};
+use cinch_kernels::{Heads, Partial, Scratch, merge};
 
 use crate::error::kernel;
 use crate::store::Head;
@@ -28,7 +28,6 @@ pub(crate) struct Probe<'a> {
 
 /// Relative L2 error over all probes: ‖exact − compressed‖ / ‖exact‖. `None` if there is nothing to compare.
 pub(crate) fn relative_error(
-    kernels: Kernels,
     head: &Head,
     heads: &Heads,
     probes: &[Probe<'_>],
@@ -37,13 +36,11 @@ pub(crate) fn relative_error(
     let mut out = vec![0.0; heads.q_heads * heads.v_dim];
     let (mut wrong, mut norm) = (0.0, 0.0);
     for probe in probes {
-        let segments = head.segments(0, head.rows_before(probe.position + 1));
-        if segments.is_empty() {
+        let rows = head.rows_before(probe.position + 1);
+        if rows == 0 {
             continue;
         }
-        kernels
-            .attend_decode(heads, &segments, &probe.q, &mut partial, None, &mut scratch)
-            .map_err(kernel)?;
+        head.attend(heads, 0..rows, &probe.q, &mut partial, None, &mut scratch)?;
         merge(heads, [&partial], &mut out).map_err(kernel)?;
         for (exact, compressed) in probe.exact.iter().zip(out.chunks_exact(heads.v_dim)) {
             for (a, b) in exact.iter().zip(compressed) {

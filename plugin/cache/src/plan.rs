@@ -16,6 +16,9 @@ use crate::store::{Pair, Targets};
 /// 2401.18079, section 3.6, keeps the first token for the same reason).
 const DEFAULT_SINKS: usize = 4;
 
+/// Recent rows in full precision where a policy projects but does not quantize.
+const DEFAULT_RESIDUAL: usize = 32;
+
 /// `PyramidKV`'s own (arXiv 2406.02069).
 const DEFAULT_BETA: u32 = 20;
 
@@ -76,7 +79,7 @@ impl Plan {
             recent: select.recent as usize,
             interval: select.interval as usize,
         });
-        let packs = policy.quantize.as_ref().is_some_and(quantize::packs);
+        let packs = policy.project.is_some() || policy.quantize.as_ref().is_some_and(quantize::packs);
         Ok(Self {
             id,
             level,
@@ -89,7 +92,9 @@ impl Plan {
             residual: policy
                 .quantize
                 .as_ref()
-                .map_or(0, |quantize| quantize.residual as usize),
+                .map_or(if packs { DEFAULT_RESIDUAL } else { 0 }, |quantize| {
+                    quantize.residual as usize
+                }),
             policy,
         })
     }
@@ -160,6 +165,21 @@ impl Plan {
 
     /// Whether a model of these layers can be served so.
     pub(crate) fn fits(&self, shapes: &[LayerShape]) -> Result<(), PolicyError> {
+        let mut k_rank = None;
+        if let Some(project) = &self.policy.project {
+            k_rank = project.k_rank;
+            for shape in shapes {
+                for (field, rank, dim) in [
+                    ("project.k_rank", k_rank, shape.k_dim),
+                    ("project.v_rank", project.v_rank, shape.v_dim),
+                ] {
+                    if let Some(rank) = rank.filter(|rank| *rank as usize > dim) {
+                        let allowed = format!("at most {dim}, what this model's heads have");
+                        return Err(PolicyError::new(field, rank, &allowed));
+                    }
+                }
+            }
+        }
         let Some(quantize) = &self.policy.quantize else {
             return Ok(());
         };
@@ -173,7 +193,7 @@ impl Plan {
             if let (Some(codec), _) = quantize::codecs(quantize, layer)
                 && quantize::by_channel(quantize)
             {
-                quantize::kivi::check(codec, shape.k_dim)?;
+                quantize::kivi::check(codec, k_rank.map_or(shape.k_dim, |rank| rank as usize))?;
             }
         }
         Ok(())
@@ -197,6 +217,7 @@ impl Plan {
                 v: v.unwrap_or(store),
                 rotated: keys.is_some_and(|quantize| quantize.rotate_k),
                 channels: keys.is_some_and(quantize::by_channel),
+                projected: self.policy.project.is_some(),
             },
             sinks: self.sinks,
             residual: self.residual,

@@ -242,6 +242,9 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
     if grouped(&before.policy) != grouped(policy) && new.0 >= old.0 && old.0 < 16 {
         notes.push("method: keys already packed stay in the groups they are in".to_owned());
     }
+    if before.policy.project.is_some() && before.policy.project != policy.project {
+        notes.push("project: rows already projected, and the bases that they are in, stay".to_owned());
+    }
     let rotates = |policy: &Policy| policy.quantize.as_ref().is_some_and(|q| q.rotate_k);
     if rotates(&before.policy) != rotates(policy) && new.0 >= old.0 && old.0 < 16 {
         notes.push("rotate_k: keys already packed stay in the basis they are in".to_owned());

@@ -65,6 +65,58 @@ impl Partial {
         &self.stats
     }
 
+    /// Makes it neutral: attention over no rows.
+    pub fn clear(&mut self, heads: &Heads) {
+        self.reset(heads);
+    }
+
+    /// Adds a part over other rows, whose values are combinations of `basis`: `basis` is (the part's v_dim) × v_dim,
+    /// row by row; `None`: they are values as they are.
+    ///
+    /// # Errors
+    /// Parts of other heads, or a basis of other dimensions.
+    pub fn add(&mut self, heads: &Heads, part: &Self, basis: Option<&[f32]>) -> Result<(), KernelError> {
+        check::length("query heads of a part", part.stats.len(), heads.q_heads)?;
+        check::length("query heads of a part", self.stats.len(), heads.q_heads)?;
+        let rank = part.out.len() / heads.q_heads;
+        match basis {
+            Some(basis) => check::length("values of a basis", basis.len(), rank * heads.v_dim)?,
+            None => check::length("output values of a part", rank, heads.v_dim)?,
+        }
+        for h in 0..heads.q_heads {
+            let (own, other) = (self.stats[h], part.stats[h]);
+            let total = own.plus(other);
+            if other.sum == 0.0 {
+                continue;
+            }
+            let out = &mut self.out[h * heads.v_dim..][..heads.v_dim];
+            let shrink = if own.sum == 0.0 {
+                0.0
+            } else {
+                (own.max - total.max).exp()
+            };
+            out.iter_mut().for_each(|out| *out *= shrink);
+            let grow = (other.max - total.max).exp();
+            let values = &part.out[h * rank..][..rank];
+            match basis {
+                Some(basis) => {
+                    for (x, basis) in values.iter().zip(basis.chunks_exact(heads.v_dim)) {
+                        for (out, b) in out.iter_mut().zip(basis) {
+                            *out += grow * x * b;
+                        }
+                    }
+                }
+                None => {
+                    for (out, x) in out.iter_mut().zip(values) {
+                        *out += grow * x;
+                    }
+                }
+            }
+            self.stats[h] = total;
+        }
+        Ok(())
+    }
+
     /// Neutral, for these heads.
     pub(crate) fn reset(&mut self, heads: &Heads) {
         self.stats.clear();

@@ -4,7 +4,10 @@ use std::cell::RefCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cinch_hooks::HookError;
-use cinch_kernels::{ColumnSums, Partial, Rows, RowsMut, Scratch, Stat, accumulate, merge, total};
+use cinch_kernels::{
+    Codec, ColumnSums, Layout, Partial, Rows, RowsMut, Scratch, Segment, Stat, accumulate, merge, total,
+};
+use smallvec::smallvec;
 
 use super::host::between;
 use super::pieces::{self, Piece};
@@ -12,6 +15,7 @@ use super::{Step, Sums, add, collect, counts, observed};
 use crate::error::kernel;
 use crate::layer::Layer;
 use crate::registry::lock;
+use crate::store::Head;
 
 /// What one decode piece gives.
 #[derive(Default)]
@@ -92,10 +96,7 @@ fn decode(
         });
         SCRATCH.with_borrow_mut(|(q, scratch)| {
             let q = step.q.heads(row, kv * group..(kv + 1) * group, q);
-            let segments = layer.heads[kv].segments(from, to);
-            step.kernels()
-                .attend_decode(&step.heads, &segments, q, partial, weights, scratch)
-                .map_err(kernel)
+            layer.heads[kv].attend(&step.heads, from..to, q, partial, weights, scratch)
         })
     })?;
     let mut done = pieces.iter().zip(slots.iter_mut().map(unlocked)).peekable();
@@ -182,6 +183,7 @@ fn prefill(
             sums,
         });
     }
+    let expanded = expanded(step, layers)?;
     step.run_each(&mut tasks, |task| {
         let Piece { row, kv, from, to } = task.piece;
         let head = &layers[row].heads[kv];
@@ -203,7 +205,10 @@ fn prefill(
                 out: &mut task.sums,
             }
         });
-        let past = head.segments(0, head.kept());
+        let past = match &expanded[row][kv] {
+            Some((k, v)) => smallvec![whole(head.kept(), k, v)],
+            None => head.segments(0, head.kept()),
+        };
         SCRATCH.with_borrow_mut(|(_, scratch)| {
             step.kernels()
                 .attend_prefill(&step.heads, &past, k, v, from, &q, &mut out, sums, scratch)
@@ -223,6 +228,40 @@ fn prefill(
         .zip(sums)
         .map(|(layer, sums)| collect(layer, sums))
         .collect())
+}
+
+/// A head's K and V in f32.
+type Expanded = Option<(Vec<f32>, Vec<f32>)>;
+
+/// All rows of heads that have projected ones, a head's at a time in whole dimensions: many queries attend to them.
+fn expanded(step: &Step<'_>, layers: &[MutexGuard<'_, Layer>]) -> Result<Vec<Vec<Expanded>>, HookError> {
+    let heads = layers.first().map_or(0, |layer| layer.heads.len());
+    let mut all: Vec<Vec<Expanded>> = vec![vec![None; heads]; layers.len()];
+    let mut tasks: Vec<(&Head, &mut Expanded)> = layers
+        .iter()
+        .zip(&mut all)
+        .flat_map(|(layer, all)| layer.heads.iter().zip(all))
+        .filter(|(head, _)| head.bases.is_some())
+        .collect();
+    step.run_each(&mut tasks, |(head, to)| {
+        **to = Some(head.unpack()?);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Rows in f32 as the kernels take them.
+fn whole<'a>(rows: usize, k: &'a [f32], v: &'a [f32]) -> Segment<'a> {
+    Segment {
+        k_codec: Codec::F32,
+        v_codec: Codec::F32,
+        k_layout: Layout::Rows,
+        v_layout: Layout::Rows,
+        k_rotated: false,
+        rows,
+        k: bytemuck::cast_slice(k),
+        v: bytemuck::cast_slice(v),
+    }
 }
 
 /// Refuses rows that can't be stored.

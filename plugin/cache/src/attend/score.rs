@@ -13,6 +13,7 @@ use crate::select::{Query, Statistics, moments};
 use crate::store::Head;
 
 /// Where a head's statistics come from.
+#[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub(super) plan: &'a Plan,
     pub(super) place: Place,
@@ -137,16 +138,7 @@ fn credit_prefill(
                 .flat_map(|head| step.q.row(source.row, head, token))
                 .copied()
                 .collect();
-            step.kernels()
-                .attend_decode(
-                    &step.heads,
-                    &head.segments(0, rows),
-                    &q,
-                    partial,
-                    Some(raw),
-                    scratch,
-                )
-                .map_err(kernel)?;
+            head.attend(&step.heads, 0..rows, &q, partial, Some(raw), scratch)?;
             let mean = |stat: &cinch_kernels::Stat| stat.factor(*stat) / group as f32;
             let factors: Vec<f32> = partial.stats().iter().map(mean).collect();
             weights.clear();

@@ -10,7 +10,7 @@ use super::host::packed;
 use super::score::{Source, gather, observe};
 use super::{Step, Sums};
 use crate::evict::{self, Context, Ranked, compact, rank};
-use crate::layer::{Compaction, Layer};
+use crate::layer::{Compaction, Layer, OBSERVED_QUERIES};
 use crate::observe::{Probe, WINDOW, relative_error};
 use crate::sequence::Sequence;
 use crate::shared::Core;
@@ -198,12 +198,14 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
     let Some(what) = task.what else {
         return Ok(());
     };
+    let source = task.source;
     (task.rebuilt, task.keep) = compact(
         task.head,
         task.source.plan,
         &task.targets,
         what,
         task.ranked.take(),
+        || q_squares(step, &source),
     )?;
     if task.rebuilt != Rebuilt::default()
         && step
@@ -212,9 +214,23 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
             .error_sample
             .includes(step.layer, task.source.kv)
     {
-        task.error = relative_error(step.kernels(), task.head, &step.heads, &probes(step, task, out))?;
+        task.error = relative_error(task.head, &step.heads, &probes(step, task, out))?;
     }
     Ok(())
+}
+
+/// Σ q² of the step's last queries of a head's group, channel by channel.
+fn q_squares(step: &Step<'_>, source: &Source<'_>) -> Vec<f64> {
+    let (geometry, group) = (step.geometry, step.geometry.group());
+    let mut sums = vec![0.0; geometry.shape.k_dim];
+    for token in geometry.fresh - geometry.fresh.min(OBSERVED_QUERIES)..geometry.fresh {
+        for head in source.kv * group..(source.kv + 1) * group {
+            for (sum, x) in sums.iter_mut().zip(step.q.row(source.row, head, token)) {
+                *sum += f64::from(*x).powi(2);
+            }
+        }
+    }
+    sums
 }
 
 /// The step's last queries and the outputs they had before the compaction.

@@ -17,6 +17,6 @@ pub(crate) fn check(codec: Codec, k_dim: usize) -> Result<(), PolicyError> {
     if Layout::KeyChannels.fits(codec, k_dim) {
         return Ok(());
     }
-    let allowed = format!("rtn: kivi needs heads of a multiple of 32 values, this model's keys have {k_dim}");
+    let allowed = format!("rtn: kivi needs keys of a multiple of 32 values, these have {k_dim}");
     Err(PolicyError::new("quantize.method", "kivi", &allowed))
 }

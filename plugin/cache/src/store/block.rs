@@ -11,6 +11,7 @@ use cinch_kernels::{Codec, Kernels, Layout, Segment};
 use super::ledger::{Charge, Ledger};
 use super::picked::Picked;
 use crate::error::kernel;
+use crate::project::{Bases, Basis};
 
 /// What the allocator holds for a block besides its rows: the struct and its two reference counts.
 pub(crate) const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
@@ -39,6 +40,8 @@ pub(crate) struct Pair {
     pub(crate) rotated: bool,
     /// Tokens share a channel's scale and zero, not a token's channels: [`Layout::KeyChannels`].
     pub(crate) channels: bool,
+    /// Rows are coordinates in the head's bases.
+    pub(crate) projected: bool,
 }
 
 impl Pair {
@@ -48,6 +51,7 @@ impl Pair {
             v: codec,
             rotated: false,
             channels: false,
+            projected: false,
         }
     }
 
@@ -130,10 +134,10 @@ impl Block {
         }
     }
 
-    /// A block of rows of others, transcoded where codecs differ.
+    /// A block of rows of others, transcoded where codecs differ, and projected where they were not.
     pub(crate) fn gather<'a>(
         ledger: &Arc<Ledger>,
-        dims: Dims,
+        (dims, bases): (Dims, Option<&'a Bases>),
         pair: Pair,
         capacity: usize,
         pieces: impl Iterator<Item = (&'a Self, &'a Picked<'a>)> + Clone,
@@ -144,19 +148,22 @@ impl Block {
         let (k_side, v_side) = pair.sides(dims);
         let (k, v) = block.sides_mut();
         let kernels = dims.kernels;
+        let basis = |source: &Self| bases.filter(|_| pair.projected && !source.pair.projected);
         let keys = pieces.clone().map(|(source, rows)| Part {
             bytes: source.k(0, source.rows()),
-            side: source.pair.sides(dims).0,
+            side: source.pair.sides(source.dims).0,
             stored: source.rows(),
-            rotate: source.pair.rotated != pair.rotated,
+            rotated: (source.pair.rotated, pair.rotated),
+            basis: basis(source).and_then(|bases| bases.k.as_ref()),
             rows,
         });
         gather(kernels, k_side, keys, rows, k, buffers)?;
         let values = pieces.map(|(source, rows)| Part {
             bytes: source.v(0, source.rows()),
-            side: source.pair.sides(dims).1,
+            side: source.pair.sides(source.dims).1,
             stored: source.rows(),
-            rotate: false,
+            rotated: (false, false),
+            basis: basis(source).and_then(|bases| bases.v.as_ref()),
             rows,
         });
         gather(kernels, v_side, values, rows, v, buffers)?;
@@ -310,7 +317,10 @@ struct Part<'a> {
     bytes: &'a [u8],
     side: Side,
     stored: usize,
-    rotate: bool,
+    /// Whether they are, and whether they are to be.
+    rotated: (bool, bool),
+    /// What they are to be projected with.
+    basis: Option<&'a Basis>,
     rows: &'a Picked<'a>,
 }
 
@@ -334,11 +344,7 @@ fn gather<'a>(
         // Parameters are made of all rows of a tile.
         values.clear();
         for part in parts {
-            let from = values.len();
-            part.values(kernels, values)?;
-            if part.rotate {
-                kernels.rotate(dim, &mut values[from..]).map_err(kernel)?;
-            }
+            part.moved(kernels, dim, values)?;
         }
         return kernels
             .pack_run(side.layout, side.codec, dim, values, to)
@@ -350,7 +356,8 @@ fn gather<'a>(
     for part in parts {
         let bytes = &mut target[done * row..(done + part.rows.len()) * row];
         done += part.rows.len();
-        if part.side.codec == side.codec && part.side.has_rows() && !part.rotate {
+        let kept = part.rotated.0 == part.rotated.1 && part.basis.is_none();
+        if part.side.codec == side.codec && part.side.has_rows() && kept {
             let from = part.plain(kernels, source)?;
             part.rows.for_runs(|at, run| {
                 bytes[at * row..(at + run.len()) * row]
@@ -359,11 +366,7 @@ fn gather<'a>(
             continue;
         }
         values.clear();
-        part.values(kernels, values)?;
-        if part.rotate {
-            // Its own inverse: out of the source's basis, or into ours.
-            kernels.rotate(dim, values).map_err(kernel)?;
-        }
+        part.moved(kernels, dim, values)?;
         kernels.pack(side.codec, dim, values, bytes).map_err(kernel)?;
     }
     kernels
@@ -386,6 +389,26 @@ impl<'a> Part<'a> {
             .to_rows(layout, codec, dim, self.bytes, buffer)
             .map_err(kernel)?;
         Ok(buffer)
+    }
+
+    /// Appends the picked rows' values as they are to be stored, in `dim` dimensions.
+    fn moved(&self, kernels: Kernels, dim: usize, to: &mut Vec<f32>) -> Result<(), HookError> {
+        let from = to.len();
+        self.values(kernels, to)?;
+        // A rotation is its own inverse. Bases are of keys that are not rotated.
+        let (mut rotated, wanted) = self.rotated;
+        if let Some(basis) = self.basis {
+            if rotated {
+                kernels.rotate(self.side.dim, &mut to[from..]).map_err(kernel)?;
+                rotated = false;
+            }
+            let whole = to.split_off(from);
+            basis.project(&whole, to);
+        }
+        if rotated != wanted {
+            kernels.rotate(dim, &mut to[from..]).map_err(kernel)?;
+        }
+        Ok(())
     }
 
     /// Appends the picked rows' values.

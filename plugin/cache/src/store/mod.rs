@@ -1,16 +1,21 @@
 //! One KV head's rows: full-precision sinks, packed blocks, a full-precision recent window. Invariants:
 //! rows are in order of position, positions strictly increase, closed blocks never change.
 
+mod attend;
 pub(crate) mod block;
 pub(crate) mod ledger;
 mod picked;
 mod rebuild;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Layout, Segment};
+use cinch_protocol::Project;
 use smallvec::SmallVec;
+
+use crate::project::{self, Bases, Basis};
 
 pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
@@ -86,6 +91,8 @@ pub(crate) struct Head {
     pub(crate) scores: Option<Column<f32>>,
     /// Of the queries that attended to this head, where its method asks for them.
     pub(crate) moments: Option<Column<f32>>,
+    /// What projected rows are coordinates in, once there are some.
+    pub(crate) bases: Option<Arc<Bases>>,
     /// The cosine from which on evicted rows are merged into kept ones; `None` before the first merge.
     pub(crate) threshold: Option<f32>,
 }
@@ -100,6 +107,7 @@ impl Head {
             positions: None,
             scores: None,
             moments: None,
+            bases: None,
             threshold: None,
         }
     }
@@ -126,6 +134,7 @@ impl Head {
             + self.positions.as_ref().map_or(0, Column::bytes)
             + self.scores.as_ref().map_or(0, Column::bytes)
             + self.moments.as_ref().map_or(0, Column::bytes)
+            + self.bases.as_ref().map_or(0, |bases| bases.bytes())
     }
 
     /// The last row at or before `row` from which on rows can be attended to.
@@ -176,7 +185,14 @@ impl Head {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.k)
                 .unwrap_or_default();
-            block.unpack_keys(rows)?;
+            match self.bases.as_deref().and_then(|bases| bases.k.as_ref()) {
+                Some(basis) if block.pair().projected => {
+                    let mut coordinates = vec![0.0; block.rows() * basis.rank()];
+                    block.unpack_keys(&mut coordinates)?;
+                    basis.expand(&coordinates, rows);
+                }
+                _ => block.unpack_keys(rows)?,
+            }
         }
         Ok(k)
     }
@@ -189,7 +205,14 @@ impl Head {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.v)
                 .unwrap_or_default();
-            block.unpack_values(rows)?;
+            match self.bases.as_deref().and_then(|bases| bases.v.as_ref()) {
+                Some(basis) if block.pair().projected => {
+                    let mut coordinates = vec![0.0; block.rows() * basis.rank()];
+                    block.unpack_values(&mut coordinates)?;
+                    basis.expand(&coordinates, rows);
+                }
+                _ => block.unpack_values(rows)?,
+            }
         }
         Ok(v)
     }
@@ -279,8 +302,11 @@ impl Head {
             if Arc::get_mut(block).is_none() {
                 *block = Arc::new(block.duplicate());
             }
+            let bases = self.bases.as_deref().filter(|_| block.pair().projected);
+            let k = coordinates(bases.and_then(|bases| bases.k.as_ref()), k);
+            let v = coordinates(bases.and_then(|bases| bases.v.as_ref()), v);
             if let Some(block) = Arc::get_mut(block) {
-                block.replace(row - start, k, v)?;
+                block.replace(row - start, &k, &v)?;
             }
         }
         Ok(())
@@ -317,9 +343,47 @@ impl Head {
         }
     }
 
+    /// What rows can be packed to now: not projected before there are enough to make bases of.
+    pub(crate) fn reachable(&self, targets: &Targets) -> Targets {
+        let packed = Pair {
+            projected: targets.packed.projected && self.bases.is_some(),
+            ..targets.packed
+        };
+        Targets { packed, ..*targets }
+    }
+
+    /// Makes bases of what is held, if that is enough and there are none; `q_squares` as in [`project::Source`].
+    pub(crate) fn learn(&mut self, project: &Project, q_squares: &[f64]) -> Result<(), HookError> {
+        if self.bases.is_some() || self.kept < project::rows_needed(self.dims.k.max(self.dims.v)) {
+            return Ok(());
+        }
+        let (k, v) = self.unpack()?;
+        let source = project::Source {
+            k: &k,
+            k_dim: self.dims.k,
+            v: &v,
+            v_dim: self.dims.v,
+            q_squares,
+        };
+        self.bases = Bases::of(&self.ledger, project, &source).map(Arc::new);
+        Ok(())
+    }
+
+    /// Dimensions of rows of a pair.
+    pub(crate) fn block_dims(&self, pair: Pair) -> Dims {
+        let bases = self.bases.as_deref().filter(|_| pair.projected);
+        let rank = |basis: Option<&Basis>, dim| basis.map_or(dim, Basis::rank);
+        Dims {
+            k: rank(bases.and_then(|bases| bases.k.as_ref()), self.dims.k),
+            v: rank(bases.and_then(|bases| bases.v.as_ref()), self.dims.v),
+            ..self.dims
+        }
+    }
+
     /// Whether the recent window has grown by a batch that should be packed.
     pub(crate) fn pack_due(&self, targets: &Targets) -> bool {
-        if !targets.packs() {
+        let few = self.kept < project::rows_needed(self.dims.k.max(self.dims.v));
+        if !targets.packs() || (!self.reachable(targets).packs() && few) {
             return false;
         }
         let own = Pair::both(targets.store);
@@ -344,7 +408,17 @@ impl Head {
             positions: self.positions.as_ref().map(Column::duplicate),
             scores: self.scores.as_ref().map(Column::duplicate),
             moments: self.moments.as_ref().map(Column::duplicate),
+            bases: self.bases.clone(),
             threshold: self.threshold,
         }
     }
+}
+
+/// A row as it is stored: as it is, or in a basis.
+fn coordinates<'a>(basis: Option<&Basis>, row: &'a [f32]) -> Cow<'a, [f32]> {
+    basis.map_or(Cow::Borrowed(row), |basis| {
+        let mut out = Vec::with_capacity(basis.rank());
+        basis.project(row, &mut out);
+        Cow::Owned(out)
+    })
 }

@@ -1,6 +1,6 @@
 //! Compaction of one head: rows that stay are regrouped in blocks, each row in the codec its place asks
 //! for. Whole blocks that need no change are kept as they are, so a fork goes on sharing them; K and V of
-//! rows already stored never gain bits.
+//! rows already stored never gain bits, nor dimensions.
 
 use std::sync::Arc;
 
@@ -40,6 +40,7 @@ impl Head {
     /// Keeps the rows at `keep` (strictly increasing; `None`: all) and packs what lies between sinks and
     /// recent window. On an error nothing has changed.
     pub(crate) fn compact(&mut self, keep: Option<&[u32]>, targets: &Targets) -> Result<Rebuilt, HookError> {
+        let targets = &self.reachable(targets);
         let groups = self.groups(keep, targets);
         let rows: usize = groups.iter().map(|group| group.rows).sum();
         let mut rebuilt = Rebuilt {
@@ -77,7 +78,7 @@ impl Head {
                 .map(|piece| (&*self.blocks[piece.source], &piece.rows));
             let block = Block::gather(
                 &self.ledger,
-                self.dims,
+                (self.block_dims(group.pair), self.bases.as_deref()),
                 group.pair,
                 capacity,
                 pieces,
@@ -150,6 +151,7 @@ impl Head {
                     v: lower(block.pair().v, wanted.v),
                     rotated: basis.rotated,
                     channels: basis.channels,
+                    projected: block.pair().projected || wanted.projected,
                 };
                 let piece = Piece {
                     source,

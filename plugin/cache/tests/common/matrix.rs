@@ -100,6 +100,26 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "layers": {"0": {"k_bits": 8, "v_bits": 16}}}}"#,
         ),
         (
+            "lowrank",
+            r#"{"project": {"method": "lowrank", "k_rank": 24, "v_rank": 40}}"#,
+        ),
+        (
+            "lowrank k×kivi k4v4",
+            r#"{"project": {"method": "lowrank", "k_rank": 32}, "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4}}"#,
+        ),
+        (
+            "snapkv adaptive d2o×lowrank×k4v8 rotated",
+            r#"{"select": {"method": "snapkv", "budget": 0.8, "recent": 16, "interval": 8, "heads": "adaptive",
+                           "merge": "d2o"},
+                "project": {"method": "lowrank", "k_rank": 16, "v_rank": 32},
+                "quantize": {"k_bits": 4, "v_bits": 8, "rotate_k": true, "residual": 16}}"#,
+        ),
+        (
+            "h2o×think×int4",
+            r#"{"select": {"method": "h2o", "budget": 0.8, "recent": 16, "interval": 8},
+                "project": {"method": "think", "k_rank": 20}, "quantize": {"k_bits": 4, "v_bits": 4}}"#,
+        ),
+        (
             "kivi k2v2",
             r#"{"quantize": {"method": "kivi", "k_bits": 2, "v_bits": 2}}"#,
         ),

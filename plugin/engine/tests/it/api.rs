@@ -79,12 +79,14 @@ async fn openapi_schemas_are_the_wire_types() {
             "method": "h2o", "budget": 0.5, "window": 8, "kernel": 3, "skip_layers": 1, "seed": 1, "temperature": 2.0,
             "layers": "pyramid", "beta": 9, "heads": "adaptive", "floor": 0.1, "merge": "d2o"
         },
+        "project": {"method": "lowrank", "k_rank": 32, "v_rank": 48},
         "quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "layers": {"0-2": {"k_bits": 8}}}
     });
     let change: cinch_protocol::PolicyChange = serde_json::from_value(json!({"policy": policy})).unwrap();
     let policy = serde_json::to_value(change.policy.unwrap()).unwrap();
     assert_eq!(schema("Policy"), keys(&policy));
     assert_eq!(schema("Select"), keys(&policy["select"]));
+    assert_eq!(schema("Project"), keys(&policy["project"]));
     assert_eq!(schema("Quantize"), keys(&policy["quantize"]));
     let lease = r#"{"level": 1, "fence": {"holder": "a", "epoch": 1}, "ttl_seconds": 60}"#;
     let change = serde_json::from_str::<cinch_protocol::PolicyChange>(lease).unwrap();

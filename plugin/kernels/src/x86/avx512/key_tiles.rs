@@ -28,12 +28,14 @@ impl Tiled for Int8 {
 
     #[inline(always)]
     unsafe fn columns(group: *const u8) -> [__m512i; COLUMNS] {
-        let mut out = [unsafe { _mm512_setzero_si512() }; COLUMNS];
-        for c in 0..COLUMNS {
-            // SAFETY: the caller's promise: eight vectors.
-            out[c] = unsafe { _mm512_loadu_si512(group.add(64 * c).cast()) };
+        // SAFETY: the caller's promise: eight vectors.
+        unsafe {
+            let mut out = [_mm512_setzero_si512(); COLUMNS];
+            for c in 0..COLUMNS {
+                out[c] = _mm512_loadu_si512(group.add(64 * c).cast());
+            }
+            out
         }
-        out
     }
 }
 

@@ -1,0 +1,285 @@
+//! Fewer dimensions against oracles in f64, written from the papers: Eigen Attention and Palu (arXiv 2408.05646, 2407.21118:
+//! the leading eigenvectors of XᵀX) and ThinK (arXiv 2407.21018: channels by ‖Q_c‖ · ‖K_c‖).
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use cinch_cache::Plugin;
+use cinch_hooks::{CachePolicy, Qkv};
+use common::*;
+
+const DIM: usize = 64;
+/// Tokens of the prompt, which is packed but for four sinks and the last 32.
+const PROMPT: usize = 300;
+const GROUP: usize = 2;
+
+const ONE: Model = Model {
+    layers: 1,
+    kv_heads: 1,
+    group: GROUP,
+    k_dim: DIM,
+    v_dim: DIM,
+};
+
+/// Rows that lie near a subspace of `RANK` dimensions, as keys and values do.
+const RANK: usize = 24;
+
+fn row(what: What, token: usize) -> Vec<f32> {
+    let coordinates = vector(1, 0, what, 0, token, RANK);
+    let noise = vector(1, 1, what, 0, token, DIM);
+    (0..DIM)
+        .map(|column| {
+            // A direction a coordinate, the first ones stronger.
+            let x: f32 = (0..RANK)
+                .map(|i| {
+                    coordinates[i] * (0.37 * ((i + 1) * (column + 1)) as f32).sin() / (1.0 + i as f32 / 4.0)
+                })
+                .sum();
+            x + 0.02 * noise[column]
+        })
+        .collect()
+}
+
+fn query(head: usize, token: usize) -> Vec<f32> {
+    let mut q = vector(1, 0, What::Q, head, token, DIM);
+    // Some channels are asked for more than others.
+    for (c, q) in q.iter_mut().enumerate() {
+        *q *= 1.0 + (c % 7) as f32;
+    }
+    q
+}
+
+/// The prompt, then one decoded token: its output, and what the store holds.
+fn served(json: &str) -> (Vec<f32>, std::sync::Arc<Plugin>, Seq) {
+    let plugin = plugin(policy(json));
+    let seq = open(&plugin, &ONE, 1, 1);
+    let mut out = Vec::new();
+    for (from, to) in [(0, PROMPT), (PROMPT, PROMPT + 1)] {
+        let tensor = |row: &dyn Fn(usize, usize) -> Vec<f32>, heads: usize| {
+            let data: Vec<f32> = (0..heads)
+                .flat_map(|head| (from..to).flat_map(move |token| row(head, token)))
+                .collect();
+            Tensor::from_vec(data, (1, heads, to - from, DIM), &Device::Cpu).unwrap()
+        };
+        let (q, k, v) = (
+            tensor(&query, GROUP),
+            tensor(&|_, token| row(What::K, token), 1),
+            tensor(&|_, token| row(What::V, token), 1),
+        );
+        let qkv = Qkv { q: &q, k: &k, v: &v };
+        let given = plugin
+            .attend(
+                0,
+                std::slice::from_ref(&seq.cache),
+                qkv,
+                &ONE.params(),
+                &dense(ONE.params()),
+            )
+            .unwrap();
+        out = given.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    }
+    (out, plugin, seq)
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+fn all(what: What) -> Vec<Vec<f64>> {
+    (0..=PROMPT).map(|token| wide(&row(what, token))).collect()
+}
+
+fn packed(token: usize) -> bool {
+    (4..PROMPT - 32).contains(&token)
+}
+
+/// U·Uᵀx of the packed rows, U the `rank` leading eigenvectors of the prompt's XᵀX by orthogonal iteration.
+fn lowrank(rows: &[Vec<f64>], rank: usize) -> Vec<Vec<f64>> {
+    let mut moments = vec![vec![0.0; DIM]; DIM];
+    for row in &rows[..PROMPT] {
+        for i in 0..DIM {
+            for j in 0..DIM {
+                moments[i][j] += row[i] * row[j];
+            }
+        }
+    }
+    let mut basis: Vec<Vec<f64>> = (0..rank)
+        .map(|i| {
+            (0..DIM)
+                .map(|j| f64::from(u8::from(i == j)) + 0.01 * ((i * 7 + j * 3) as f64).cos())
+                .collect()
+        })
+        .collect();
+    for _ in 0..3000 {
+        let mut next: Vec<Vec<f64>> = Vec::new();
+        for u in &basis {
+            let mut x: Vec<f64> = moments
+                .iter()
+                .map(|row| row.iter().zip(u).map(|(a, b)| a * b).sum())
+                .collect();
+            for done in &next {
+                let dot: f64 = done.iter().zip(&x).map(|(a, b)| a * b).sum();
+                x.iter_mut().zip(done).for_each(|(x, d)| *x -= dot * d);
+            }
+            let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+            next.push(x.iter().map(|x| x / norm).collect());
+        }
+        basis = next;
+    }
+    let project = |row: &Vec<f64>| {
+        let mut out = vec![0.0; DIM];
+        for u in &basis {
+            let dot: f64 = u.iter().zip(row).map(|(a, b)| a * b).sum();
+            out.iter_mut().zip(u).for_each(|(out, u)| *out += dot * u);
+        }
+        out
+    };
+    rows.iter()
+        .enumerate()
+        .map(|(token, row)| if packed(token) { project(row) } else { row.clone() })
+        .collect()
+}
+
+/// Keys without the channels that `ThinK` drops.
+fn think(rows: &[Vec<f64>], rank: usize) -> Vec<Vec<f64>> {
+    let mut scores: Vec<(f64, usize)> = (0..DIM)
+        .map(|c| {
+            let q: f64 = (PROMPT - 64..PROMPT)
+                .flat_map(|token| (0..GROUP).map(move |head| f64::from(query(head, token)[c]).powi(2)))
+                .sum();
+            let k: f64 = rows[..PROMPT].iter().map(|row| row[c].powi(2)).sum();
+            (q.sqrt() * k.sqrt(), c)
+        })
+        .collect();
+    scores.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let kept: Vec<usize> = scores.iter().take(rank).map(|(_, c)| *c).collect();
+    rows.iter()
+        .enumerate()
+        .map(|(token, row)| {
+            (0..DIM)
+                .map(|c| {
+                    if !packed(token) || kept.contains(&c) {
+                        row[c]
+                    } else {
+                        0.0
+                    }
+                })
+                .collect()
+        })
+        .collect()
+}
+
+/// The decoded token's output over rows as given.
+fn attention(k: &[Vec<f64>], v: &[Vec<f64>]) -> Vec<f64> {
+    let mut all = Vec::new();
+    for head in 0..GROUP {
+        let q = wide(&query(head, PROMPT));
+        let logits: Vec<f64> = k
+            .iter()
+            .map(|k| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() / (DIM as f64).sqrt())
+            .collect();
+        let max = logits.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+        let mut out = vec![0.0; DIM];
+        for (v, logit) in v.iter().zip(&logits) {
+            let weight = (logit - max).exp() / sum;
+            out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
+        }
+        all.extend(out);
+    }
+    all
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    let sum: f64 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
+    (sum / a.len() as f64).sqrt()
+}
+
+#[test]
+fn outputs_are_what_the_papers_say() {
+    let (k, v) = (all(What::K), all(What::V));
+    let exact = attention(&k, &v);
+    for (json, right) in [
+        (
+            r#"{"project": {"method": "lowrank", "k_rank": 16}}"#,
+            attention(&lowrank(&k, 16), &v),
+        ),
+        (
+            r#"{"project": {"method": "lowrank", "v_rank": 8}}"#,
+            attention(&k, &lowrank(&v, 8)),
+        ),
+        (
+            r#"{"project": {"method": "lowrank", "k_rank": 12, "v_rank": 32}}"#,
+            attention(&lowrank(&k, 12), &lowrank(&v, 32)),
+        ),
+        (
+            r#"{"project": {"method": "think", "k_rank": 40}}"#,
+            attention(&think(&k, 40), &v),
+        ),
+    ] {
+        let (out, ..) = served(json);
+        let (own, method) = (distance(&wide(&out), &right), distance(&right, &exact));
+        // Rows are in f16; what the method leaves out is far more.
+        assert!(
+            own < 2e-4 && own < method / 20.0,
+            "{json}: {own:e} beside {method:e}"
+        );
+    }
+}
+
+#[test]
+fn rows_of_so_few_dimensions_lose_next_to_nothing_and_bytes_are_saved() {
+    let (full, plugin, seq) = served("{}");
+    let whole = seq.cache.bytes();
+    drop(plugin);
+    let (out, plugin, seq) = served(r#"{"project": {"method": "lowrank", "k_rank": 24, "v_rank": 24}}"#);
+    let error = distance(&wide(&out), &wide(&full));
+    assert!(error < 0.02, "{error}");
+    let blocks = &plugin.inspect(&*seq.cache).unwrap()[0].heads[0].blocks;
+    let rows: usize = blocks.iter().filter(|b| b.projected).map(|b| b.rows).sum();
+    assert_eq!(rows, PROMPT - 32 - 4);
+    // 24 of 64 dimensions of most rows, and the bases.
+    let bases = 2 * 24 * DIM * 4;
+    let saved = whole - (seq.cache.bytes() - bases);
+    assert!(saved > rows * 2 * 2 * (DIM - 24) * 9 / 10, "{saved} of {whole}");
+}
+
+#[test]
+fn all_dimensions_are_the_identity() {
+    let (full, ..) = served("{}");
+    let (out, ..) = served(r#"{"project": {"method": "lowrank", "k_rank": 64, "v_rank": 64}}"#);
+    // Parts are added up in another order.
+    assert!(distance(&wide(&full), &wide(&out)) < 1e-7);
+}
+
+#[test]
+fn what_does_not_fit_is_told() {
+    for (json, told) in [
+        (
+            r#"{"project": {"method": "lowrank", "k_rank": 7}}"#,
+            "project.k_rank: given 7, allowed 8 to 1024",
+        ),
+        (
+            r#"{"project": {"method": "lowrank"}}"#,
+            "project: given no rank, allowed k_rank, v_rank or both, with method lowrank",
+        ),
+        (
+            r#"{"project": {"method": "think", "k_rank": 40, "v_rank": 40}}"#,
+            "project.v_rank: given 40, allowed nothing, with method think: it is about keys",
+        ),
+        (
+            r#"{"store": "exact", "project": {"method": "think", "k_rank": 40}}"#,
+            "store: given exact, allowed full, when project drops dimensions",
+        ),
+    ] {
+        let policy: cinch_protocol::Policy = serde_json::from_str(json).unwrap();
+        assert_eq!(policy.validate().unwrap_err().to_string(), told);
+    }
+    let plugin = plugin(policy(r#"{"project": {"method": "lowrank", "k_rank": 80}}"#));
+    let refused = plugin.open(&ONE.info(1, 1, 10)).err().unwrap().to_string();
+    assert_eq!(
+        refused,
+        "policy of request 1: project.k_rank: given 80, allowed at most 64, what this model's heads have"
+    );
+}

@@ -6,6 +6,7 @@ use cinch_hooks::HookError;
 
 use crate::layer::Compaction;
 use crate::plan::{Place, Plan};
+use crate::project::Queries;
 use crate::select::adaptive::{self, Candidate};
 use crate::select::merge::{Merged, merge};
 use crate::select::moments::Moments;
@@ -111,7 +112,7 @@ pub(crate) fn compact(
     targets: &Targets,
     what: Compaction,
     ranked: Option<Ranked>,
-    q_squares: impl FnOnce() -> Vec<f64>,
+    queries: impl FnOnce() -> Queries,
 ) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
     let keep = ranked
         .filter(|ranked| ranked.total < ranked.kept)
@@ -120,7 +121,7 @@ pub(crate) fn compact(
         return Ok((Rebuilt::default(), None));
     }
     if let Some(project) = plan.policy.project.as_ref().filter(|_| head.bases.is_none()) {
-        head.learn(project, &q_squares())?;
+        head.learn(project, queries)?;
     }
     let merged = match &keep {
         Some(keep) if plan.merges() => merged(head, plan, keep)?,

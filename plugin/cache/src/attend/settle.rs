@@ -12,6 +12,7 @@ use super::{Step, Sums};
 use crate::evict::{self, Context, Ranked, compact, rank};
 use crate::layer::{Compaction, Layer, OBSERVED_QUERIES};
 use crate::observe::{Probe, WINDOW, relative_error};
+use crate::project::Queries;
 use crate::sequence::Sequence;
 use crate::shared::Core;
 use crate::store::{Column, Head, Rebuilt, Targets};
@@ -205,7 +206,7 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
         &task.targets,
         what,
         task.ranked.take(),
-        || q_squares(step, &source),
+        || queries(step, &source),
     )?;
     if task.rebuilt != Rebuilt::default()
         && step
@@ -219,18 +220,28 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
     Ok(())
 }
 
-/// Σ q² of the step's last queries of a head's group, channel by channel.
-fn q_squares(step: &Step<'_>, source: &Source<'_>) -> Vec<f64> {
+/// The step's queries of a head's group, as bases are made of them.
+fn queries(step: &Step<'_>, source: &Source<'_>) -> Queries {
     let (geometry, group) = (step.geometry, step.geometry.group());
-    let mut sums = vec![0.0; geometry.shape.k_dim];
-    for token in geometry.fresh - geometry.fresh.min(OBSERVED_QUERIES)..geometry.fresh {
+    let dim = geometry.shape.k_dim;
+    let (mut moments, mut squares) = (vec![0.0; dim * dim], vec![0.0; dim]);
+    let window = geometry.fresh - geometry.fresh.min(OBSERVED_QUERIES);
+    for token in 0..geometry.fresh {
         for head in source.kv * group..(source.kv + 1) * group {
-            for (sum, x) in sums.iter_mut().zip(step.q.row(source.row, head, token)) {
-                *sum += f64::from(*x).powi(2);
+            let q = step.q.row(source.row, head, token);
+            for (a, row) in q.iter().zip(moments.chunks_exact_mut(dim)) {
+                for (b, sum) in q.iter().zip(row) {
+                    *sum += f64::from(*a) * f64::from(*b);
+                }
+            }
+            if token >= window {
+                for (sum, x) in squares.iter_mut().zip(q) {
+                    *sum += f64::from(*x).powi(2);
+                }
             }
         }
     }
-    sums
+    Queries { moments, squares }
 }
 
 /// The step's last queries and the outputs they had before the compaction.

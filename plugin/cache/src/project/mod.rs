@@ -1,8 +1,8 @@
-//! Attention compression: rows keep fewer dimensions. A basis is an orthonormal set of directions, a head's own, made once
-//! of what the head holds when it first packs rows; a row x is stored as its coordinates Uᵀx, which stand for U·Uᵀx.
+//! Attention compression: rows keep fewer dimensions. A basis is a head's own, made once of what the head holds when it
+//! first packs rows: a row x is stored as its coordinates E·x, which stand for D·E·x.
 //!
 //! Invariant: a head has one basis of K and one of V for as long as it lives, so that its projected rows are always of one
-//! kind; scores need Uᵀq, and a weighted sum of coordinates is expanded once a step, not once a row. One method a file.
+//! kind; scores need Dᵀq, and a weighted sum of coordinates is expanded once a step, not once a row. One method a file.
 
 mod lowrank;
 mod think;
@@ -17,12 +17,20 @@ use crate::store::{Column, Ledger};
 /// is to come.
 const ROWS_PER_DIM: usize = 2;
 
-/// Directions of one side: `rank` rows of `dim` values, orthonormal.
+/// E and Dᵀ of one side, `rank` rows of `dim` values each.
 #[derive(Debug)]
 pub(crate) struct Basis {
     rank: usize,
     dim: usize,
-    rows: Column<f32>,
+    encode: Column<f32>,
+    /// `None`: the same, as with orthonormal directions.
+    decode: Option<Column<f32>>,
+}
+
+/// What a method makes of a head's rows.
+struct Made {
+    encode: Vec<f32>,
+    decode: Option<Vec<f32>>,
 }
 
 /// A head's bases; `None`: all dimensions stay.
@@ -38,16 +46,25 @@ pub(crate) struct Source<'a> {
     pub(crate) k_dim: usize,
     pub(crate) v: &'a [f32],
     pub(crate) v_dim: usize,
-    /// Σ q² of the latest queries of the head's group, channel by channel.
-    pub(crate) q_squares: &'a [f64],
+    pub(crate) queries: &'a Queries,
+}
+
+/// A step's queries of a head's group.
+#[derive(Debug)]
+pub(crate) struct Queries {
+    /// Σ q·qᵀ over all of them, dim × dim.
+    pub(crate) moments: Vec<f64>,
+    /// Σ q² over the latest, channel by channel.
+    pub(crate) squares: Vec<f64>,
 }
 
 impl Basis {
-    fn new(ledger: &Arc<Ledger>, dim: usize, rows: Vec<f32>) -> Self {
+    fn new(ledger: &Arc<Ledger>, dim: usize, made: Made) -> Self {
         Self {
-            rank: rows.len() / dim,
+            rank: made.encode.len() / dim,
             dim,
-            rows: Column::from_vec(ledger, rows),
+            encode: Column::from_vec(ledger, made.encode),
+            decode: made.decode.map(|decode| Column::from_vec(ledger, decode)),
         }
     }
 
@@ -55,19 +72,28 @@ impl Basis {
         self.rank
     }
 
-    /// The directions, row by row.
+    /// Dᵀ, row by row: what each coordinate stands for.
     pub(crate) fn directions(&self) -> &[f32] {
-        self.rows.as_slice()
+        self.decode.as_ref().unwrap_or(&self.encode).as_slice()
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.rows.bytes()
+        self.encode.bytes() + self.decode.as_ref().map_or(0, Column::bytes)
     }
 
     /// Appends the coordinates of rows.
     pub(crate) fn project(&self, rows: &[f32], to: &mut Vec<f32>) {
+        self.products(self.encode.as_slice(), rows, to);
+    }
+
+    /// Appends what queries are multiplied with coordinates as.
+    pub(crate) fn project_queries(&self, queries: &[f32], to: &mut Vec<f32>) {
+        self.products(self.directions(), queries, to);
+    }
+
+    fn products(&self, matrix: &[f32], rows: &[f32], to: &mut Vec<f32>) {
         for row in rows.chunks_exact(self.dim) {
-            let directions = self.directions().chunks_exact(self.dim);
+            let directions = matrix.chunks_exact(self.dim);
             to.extend(directions.map(|u| u.iter().zip(row).map(|(u, x)| u * x).sum::<f32>()));
         }
     }
@@ -100,17 +126,17 @@ impl Bases {
         );
         let (k, v) = match project.method {
             ProjectMethod::Lowrank => (
-                k_rank.map(|rank| lowrank::basis(source.k, source.k_dim, rank)),
-                v_rank.map(|rank| lowrank::basis(source.v, source.v_dim, rank)),
+                k_rank.map(|rank| lowrank::keys(source.k, source.k_dim, &source.queries.moments, rank)),
+                v_rank.map(|rank| lowrank::values(source.v, source.v_dim, rank)),
             ),
             ProjectMethod::Think => (
-                k_rank.map(|rank| think::basis(source.k, source.k_dim, source.q_squares, rank)),
+                k_rank.map(|rank| think::keys(source.k, source.k_dim, &source.queries.squares, rank)),
                 None,
             ),
         };
         Some(Self {
-            k: k.map(|rows| Basis::new(ledger, source.k_dim, rows)),
-            v: v.map(|rows| Basis::new(ledger, source.v_dim, rows)),
+            k: k.map(|made| Basis::new(ledger, source.k_dim, made)),
+            v: v.map(|made| Basis::new(ledger, source.v_dim, made)),
         })
     }
 
@@ -127,5 +153,5 @@ pub(crate) fn rows_needed(dim: usize) -> usize {
 /// Bytes of a head's bases.
 pub(crate) fn most_bytes(project: &Project, k_dim: usize, v_dim: usize) -> usize {
     let side = |rank: Option<u32>, dim: usize| rank.map_or(0, |rank| rank as usize * dim * size_of::<f32>());
-    side(project.k_rank, k_dim) + side(project.v_rank, v_dim)
+    2 * side(project.k_rank, k_dim) + side(project.v_rank, v_dim)
 }

@@ -3,8 +3,10 @@
 //!
 //! When not to use it: where K can be of low rank: a channel is a direction that was not chosen.
 
+use super::Made;
+
 /// The `rank` channels with the highest scores as directions, in order of the channels.
-pub(super) fn basis(rows: &[f32], dim: usize, q_squares: &[f64], rank: usize) -> Vec<f32> {
+pub(super) fn keys(rows: &[f32], dim: usize, q_squares: &[f64], rank: usize) -> Made {
     let mut squares = vec![0.0; dim];
     for row in rows.chunks_exact(dim) {
         for (sum, x) in squares.iter_mut().zip(row) {
@@ -20,5 +22,8 @@ pub(super) fn basis(rows: &[f32], dim: usize, q_squares: &[f64], rank: usize) ->
     for (i, c) in order.into_iter().enumerate() {
         out[i * dim + c] = 1.0;
     }
-    out
+    Made {
+        encode: out,
+        decode: None,
+    }
 }

@@ -90,7 +90,7 @@ impl Head {
         let mut coordinates = Vec::new();
         let q = match k {
             Some(basis) => {
-                basis.project(q, &mut coordinates);
+                basis.project_queries(q, &mut coordinates);
                 &coordinates
             }
             None => q,

@@ -15,7 +15,7 @@ use cinch_kernels::{Codec, Layout, Segment};
 use cinch_protocol::Project;
 use smallvec::SmallVec;
 
-use crate::project::{self, Bases, Basis};
+use crate::project::{self, Bases, Basis, Queries};
 
 pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
@@ -352,8 +352,12 @@ impl Head {
         Targets { packed, ..*targets }
     }
 
-    /// Makes bases of what is held, if that is enough and there are none; `q_squares` as in [`project::Source`].
-    pub(crate) fn learn(&mut self, project: &Project, q_squares: &[f64]) -> Result<(), HookError> {
+    /// Makes bases of what is held, if that is enough and there are none.
+    pub(crate) fn learn(
+        &mut self,
+        project: &Project,
+        queries: impl FnOnce() -> Queries,
+    ) -> Result<(), HookError> {
         if self.bases.is_some() || self.kept < project::rows_needed(self.dims.k.max(self.dims.v)) {
             return Ok(());
         }
@@ -363,7 +367,7 @@ impl Head {
             k_dim: self.dims.k,
             v: &v,
             v_dim: self.dims.v,
-            q_squares,
+            queries: &queries(),
         };
         self.bases = Bases::of(&self.ledger, project, &source).map(Arc::new);
         Ok(())

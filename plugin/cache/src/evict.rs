@@ -112,6 +112,7 @@ pub(crate) fn compact(
     targets: &Targets,
     what: Compaction,
     ranked: Option<Ranked>,
+    whole: bool,
     queries: impl FnOnce() -> Queries,
 ) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
     let keep = ranked
@@ -120,7 +121,9 @@ pub(crate) fn compact(
     if keep.is_none() && !what.pack {
         return Ok((Rebuilt::default(), None));
     }
-    if let Some(project) = plan.policy.project.as_ref().filter(|_| head.bases.is_none()) {
+    // Keys turn with their positions: those of the prompt's first part alone say little of those to come.
+    let project = plan.policy.project.as_ref().filter(|_| whole);
+    if let Some(project) = project.filter(|_| head.bases.is_none()) {
         head.learn(project, queries)?;
     }
     let merged = match &keep {

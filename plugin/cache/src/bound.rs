@@ -46,22 +46,11 @@ pub(crate) fn layer(
         let rows = targets.tail_capacity();
         (kept + rows, 0, kept.div_ceil(rows) + 1)
     };
-    // Projected rows, once there are enough to make bases of.
-    let (bases, packed_row, few) = match &plan.policy.project {
-        Some(project) => {
-            let rank = |rank: Option<u32>, dim: usize| rank.map_or(dim, |rank| dim.min(rank as usize));
-            let pair = targets.packed;
-            (
-                project::most_bytes(project, shape.k_dim, shape.v_dim),
-                pair.k.row_bytes(rank(project.k_rank, shape.k_dim))
-                    + pair.v.row_bytes(rank(project.v_rank, shape.v_dim)),
-                project::rows_needed(shape.k_dim.max(shape.v_dim)).min(kept),
-            )
-        }
-        None => (0, row(targets.packed), 0),
-    };
-    let full = full + few;
-    let rows = full * row(Pair::both(targets.store)) + packed * packed_row + bases;
+    // Rows are projected when a prompt is whole: until then they have all their dimensions.
+    let bases = plan.policy.project.as_ref().map_or(0, |project| {
+        project::most_bytes(project, shape.k_dim, shape.v_dim)
+    });
+    let rows = full * row(Pair::both(targets.store)) + packed * row(targets.packed) + bases;
     let column = (kept + COLUMN_ROWS) * size_of::<f32>();
     let positions = if plan.interval().is_some() { column } else { 0 };
     let (own, shared) = if plan.head_scores() {

@@ -230,7 +230,9 @@ fn queries(step: &Step<'_>, source: &Source<'_>) -> Queries {
     for token in 0..geometry.fresh {
         for head in source.kv * group..(source.kv + 1) * group {
             let q = step.q.row(source.row, head, token);
-            for (a, row) in q.iter().zip(moments.chunks_exact_mut(dim)) {
+            // Fewer queries than dimensions would say more of themselves than of those to come.
+            let counted = if geometry.fresh * group < dim { &[] } else { q };
+            for (a, row) in counted.iter().zip(moments.chunks_exact_mut(dim)) {
                 for (b, sum) in q.iter().zip(row) {
                     *sum += f64::from(*a) * f64::from(*b);
                 }

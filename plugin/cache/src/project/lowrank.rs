@@ -7,8 +7,8 @@
 //! Both papers take bases from calibration data or weights, ahead of time; here they are the prompt's own, which needs
 //! neither, and K is taken as it is cached, with its rotary embedding.
 //!
-//! When not to use it: prompts that change their subject after the first rows are packed; less than three quarters of
-//! the dimensions on small models.
+//! When not to use it: answers much longer than their prompt, whose keys turn out of its subspace; less than three quarters
+//! of the dimensions on small models.
 
 use nalgebra::{Cholesky, DMatrix, SymmetricEigen};
 

@@ -1,5 +1,5 @@
-//! Attention compression: rows keep fewer dimensions. A basis is a head's own, made once of what the head holds when it
-//! first packs rows: a row x is stored as its coordinates E·x, which stand for D·E·x.
+//! Attention compression: rows keep fewer dimensions. A basis is a head's own, made once of what the head holds when its
+//! prompt is whole: a row x is stored as its coordinates E·x, which stand for D·E·x.
 //!
 //! Invariant: a head has one basis of K and one of V for as long as it lives, so that its projected rows are always of one
 //! kind; scores need Dᵀq, and a weighted sum of coordinates is expanded once a step, not once a row. One method a file.
@@ -52,7 +52,7 @@ pub(crate) struct Source<'a> {
 /// A step's queries of a head's group.
 #[derive(Debug)]
 pub(crate) struct Queries {
-    /// Σ q·qᵀ over all of them, dim × dim.
+    /// Σ q·qᵀ over all of them, dim × dim; zeros if they are fewer than that.
     pub(crate) moments: Vec<f64>,
     /// Σ q² over the latest, channel by channel.
     pub(crate) squares: Vec<f64>,

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Bits, PolicyError};
+use crate::policy::PolicyError;
+use crate::quantize::Bits;
 
 /// A run of layers, `"3"` or `"0-2"` in files, counted from 0; both ends are in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

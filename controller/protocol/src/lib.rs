@@ -10,6 +10,7 @@ mod layers;
 mod policy;
 pub mod probe;
 mod project;
+mod quantize;
 mod select;
 
 pub use api::{
@@ -18,6 +19,7 @@ pub use api::{
     ServedCache, ServedWith,
 };
 pub use layers::{LayerBits, LayerOverrides, LayerRange};
-pub use policy::{Bits, GROUP, Policy, PolicyError, Quantize, QuantizeMethod, Store};
+pub use policy::{Policy, PolicyError, Store};
 pub use project::{Project, ProjectMethod};
+pub use quantize::{Bits, GROUP, Quantize, QuantizeMethod};
 pub use select::{Heads, Layers, Merge, Select, SelectMethod};

@@ -44,6 +44,28 @@ pub(crate) fn first(
     layout.check("packed bytes", (codec, dim), values / dim, bytes)
 }
 
+/// Checks a table of what codes stand for: one level a code, in order, within the codes' own range.
+pub(crate) fn levels(codec: Codec, levels: &[f32]) -> Result<(), KernelError> {
+    let Some(largest) = codec.levels() else {
+        return length("levels", levels.len(), 0);
+    };
+    length("levels", levels.len(), usize::from(largest) + 1)?;
+    let allowed = "in order, from 0 to the codec's largest code";
+    let (mut least, most) = (0.0, f32::from(largest));
+    for &given in levels {
+        // Written so that NaN is refused.
+        if !(given >= least && given <= most) {
+            return Err(KernelError::Range {
+                what: "level",
+                given,
+                allowed,
+            });
+        }
+        least = given;
+    }
+    Ok(())
+}
+
 /// Checks `to_rows` or `of_rows`.
 pub(crate) fn movable(
     layout: Layout,

@@ -5,7 +5,7 @@
 //!
 //! | codec | row |
 //! | --- | --- |
-//! | `F32`, `F16`, `Bf16` | `dim` values |
+//! | `F32`, `F16`, `Bf16`, `Fp8` | `dim` values |
 //! | `Int8` | `dim` codes, one byte each, then the parameters |
 //! | `Int4`, `Int2` | two or four codes a byte, then the parameters |
 //! | `Int3` | the codes' low two bits as in `Int2`, then their high bits, eight a byte; then the parameters |
@@ -66,6 +66,8 @@ pub enum Codec {
     F16,
     /// 2 bytes a value, 8 significant bits; saturates at the largest finite bf16.
     Bf16,
+    /// 1 byte a value, 4 significant bits (E4M3); saturates at ±448.
+    Fp8,
     /// 1 byte a value plus 4 bytes a group of 32; saturates at ±65504.
     Int8,
     /// Half a byte a value plus 4 bytes a group of 32; saturates at ±65504.
@@ -78,10 +80,11 @@ pub enum Codec {
 
 impl Codec {
     /// Every codec, widest first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
+        Self::Fp8,
         Self::Int8,
         Self::Int4,
         Self::Int3,
@@ -95,6 +98,7 @@ impl Codec {
         match self {
             Self::F32 => dim.saturating_mul(4),
             Self::F16 | Self::Bf16 => dim.saturating_mul(2),
+            Self::Fp8 => dim,
             _ => self.code_bytes(dim).saturating_add(params),
         }
     }
@@ -121,7 +125,7 @@ impl Codec {
             Plane { bits, shift }
         }
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => &[],
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Fp8 => &[],
             Self::Int8 => const { &[plane(8, 0)] },
             Self::Int4 => const { &[plane(4, 0)] },
             Self::Int3 => const { &[plane(2, 0), plane(1, 2)] },
@@ -132,7 +136,7 @@ impl Codec {
     /// The largest code of an integer codec.
     pub(crate) const fn levels(self) -> Option<u8> {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => None,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Fp8 => None,
             Self::Int8 => Some(255),
             Self::Int4 => Some(15),
             Self::Int3 => Some(7),
@@ -147,6 +151,7 @@ impl Codec {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
             Self::Int3 => "int3",

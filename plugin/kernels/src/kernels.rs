@@ -1,10 +1,11 @@
 //! Which implementation runs. Invariant: a [`Kernels`] exists only for an implementation that this CPU can
 //! run, so having one is the proof that calls through it need no further check.
 
+use crate::generic::{self, Leveled};
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
 use crate::{
-    Codec, ColumnSums, Heads, KernelError, Layout, Partial, Rows, RowsMut, Scratch, Segment,
+    Codec, ColumnSums, Heads, KernelError, Layout, Partial, Rows, RowsMut, Scratch, Segment, check,
     portable::Portable, scalar,
 };
 
@@ -159,6 +160,49 @@ impl Kernels {
         dispatch!(self, unpack_run(layout, codec, dim, src, dst))
     }
 
+    /// As [`Kernels::pack_run`], but code `i` stands for `levels[i]`, not for `i`: a value is stored as the code whose
+    /// `scale · level + zero` is nearest (non-uniform quantization, as in KVQuant, arXiv 2401.18079, section 3.3). `levels`
+    /// are as many as the codec has codes, in order, from 0 to its largest code.
+    ///
+    /// # Errors
+    /// As [`Kernels::pack_run`]; levels that are not so, and codecs without codes.
+    pub fn pack_levels(
+        self,
+        layout: Layout,
+        codec: Codec,
+        dim: usize,
+        levels: &[f32],
+        src: &[f32],
+        dst: &mut [u8],
+    ) -> Result<(), KernelError> {
+        if self.0 == Isa::Scalar {
+            return scalar::pack_levels(layout, codec, dim, levels, src, dst);
+        }
+        check::levels(codec, levels)?;
+        let middles = generic::middles(levels);
+        generic::pack_run(Leveled::new(levels, &middles), layout, codec, dim, src, dst)
+    }
+
+    /// Unpacks what [`Kernels::pack_levels`] packed with the same levels; else as [`Kernels::unpack_run`].
+    ///
+    /// # Errors
+    /// As [`Kernels::unpack_run`]; levels as there.
+    pub fn unpack_levels(
+        self,
+        layout: Layout,
+        codec: Codec,
+        dim: usize,
+        levels: &[f32],
+        src: &[u8],
+        dst: &mut [f32],
+    ) -> Result<(), KernelError> {
+        if self.0 == Isa::Scalar {
+            return scalar::unpack_levels(layout, codec, dim, levels, src, dst);
+        }
+        check::levels(codec, levels)?;
+        generic::unpack_run(Leveled::new(levels, &[]), layout, codec, dim, src, dst)
+    }
+
     /// Copies a run so that it lies row by row.
     ///
     /// # Errors
@@ -306,7 +350,7 @@ impl Kernels {
         };
         std::hint::black_box(sum);
         if done.is_ok() {
-            steps * crate::generic::OPERATIONS
+            steps * generic::OPERATIONS
         } else {
             0
         }

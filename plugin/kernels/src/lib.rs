@@ -17,6 +17,7 @@ pub mod bench;
 mod check;
 mod codec;
 mod error;
+mod fp8;
 mod generic;
 mod kernels;
 mod layout;

@@ -65,11 +65,6 @@ impl Partial {
         &self.stats
     }
 
-    /// Makes it neutral: attention over no rows.
-    pub fn clear(&mut self, heads: &Heads) {
-        self.reset(heads);
-    }
-
     /// Adds a part over other rows, whose values are combinations of `basis`: `basis` is (the part's v_dim) × v_dim,
     /// row by row; `None`: they are values as they are.
     ///
@@ -117,8 +112,8 @@ impl Partial {
         Ok(())
     }
 
-    /// Neutral, for these heads.
-    pub(crate) fn reset(&mut self, heads: &Heads) {
+    /// Makes it neutral: attention of these heads over no rows.
+    pub fn reset(&mut self, heads: &Heads) {
         self.stats.clear();
         self.stats.resize(heads.q_heads, Stat::EMPTY);
         self.out.clear();

@@ -9,12 +9,23 @@ use half::{bf16, f16};
 use crate::codec::{F16_MAX, GROUP, PARAM_BYTES};
 use crate::partial::Stat;
 use crate::types::Prefill;
-pub(crate) use layout::{of_rows, pack_run, to_rows, unpack_run};
+pub(crate) use layout::{of_rows, pack_levels, pack_run, to_rows, unpack_levels, unpack_run};
 
 use crate::{Codec, ColumnSums, Heads, KernelError, Partial, RowsMut, Scratch, Segment, check};
 
 /// See [`crate::Kernels::pack`].
 pub(crate) fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
+    pack_by(codec, dim, src, dst, None)
+}
+
+/// The same, with codes of a table.
+fn pack_by(
+    codec: Codec,
+    dim: usize,
+    src: &[f32],
+    dst: &mut [u8],
+    table: Option<&[f32]>,
+) -> Result<(), KernelError> {
     check::codec(codec, dim, src.len(), dst.len())?;
     let rows = src
         .chunks_exact(dim)
@@ -43,13 +54,50 @@ pub(crate) fn pack(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Res
                     dst[2 * i..2 * i + 2].copy_from_slice(&x.to_le_bytes());
                 }
             }
-            Codec::Int8 | Codec::Int4 | Codec::Int3 | Codec::Int2 => pack_codes(codec, src, dst),
+            Codec::Fp8 => {
+                for (x, byte) in src.iter().zip(dst) {
+                    *byte = fp8(*x);
+                }
+            }
+            Codec::Int8 | Codec::Int4 | Codec::Int3 | Codec::Int2 => pack_codes(codec, src, dst, table),
         }
     }
     Ok(())
 }
 
-fn pack_codes(codec: Codec, src: &[f32], dst: &mut [u8]) {
+/// The code whose value is nearest; of two as near, the even one.
+fn fp8(x: f32) -> u8 {
+    let distance = |code: u8| (f64::from(fp8_value(code)) - f64::from(x)).abs();
+    let codes = (0..0x7f).map(|code| code | (u8::from(x.is_sign_negative()) << 7));
+    codes
+        .min_by(|a, b| distance(*a).total_cmp(&distance(*b)).then((a & 1).cmp(&(b & 1))))
+        .unwrap_or_default()
+}
+
+fn fp8_value(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = match exponent {
+        0 => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// The code of a value between 0 and `levels`: of a table, the level that is nearest, the lower of two.
+fn nearest(x: f32, levels: f32, table: Option<&[f32]>) -> u8 {
+    match table {
+        None => x.round_ties_even().clamp(0.0, levels) as u8,
+        Some(table) => {
+            let x = x.clamp(0.0, levels);
+            table
+                .windows(2)
+                .filter(|pair| x > (pair[0] + pair[1]) / 2.0)
+                .count() as u8
+        }
+    }
+}
+
+fn pack_codes(codec: Codec, src: &[f32], dst: &mut [u8], table: Option<&[f32]>) {
     let levels = f32::from(codec.levels().unwrap_or(u8::MAX));
     let (codes, params) = dst.split_at_mut(codec.code_bytes(src.len()));
     codes.fill(0);
@@ -62,18 +110,10 @@ fn pack_codes(codec: Codec, src: &[f32], dst: &mut [u8]) {
         params[PARAM_BYTES * g + 2..][..2].copy_from_slice(&zero.to_le_bytes());
         let (scale, zero) = (scale.to_f32(), zero.to_f32());
         for (i, x) in group.iter().enumerate() {
-            let code = if scale == 0.0 {
-                0.0
-            } else {
-                ((saturate(*x) - zero) / scale).round_ties_even()
-            };
-            put(
-                codec,
-                &mut codes[at..],
-                group.len(),
-                i,
-                code.clamp(0.0, levels) as u8,
-            );
+            if scale != 0.0 {
+                let code = nearest((saturate(*x) - zero) / scale, levels, table);
+                put(codec, &mut codes[at..], group.len(), i, code);
+            }
         }
         at += codec.group_bytes(group.len());
     }
@@ -144,14 +184,14 @@ pub(crate) fn unpack(codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) -> R
         .zip(dst.chunks_exact_mut(dim))
     {
         for (i, x) in dst.iter_mut().enumerate() {
-            *x = value(codec, dim, src, i);
+            *x = value(codec, dim, src, i, None);
         }
     }
     Ok(())
 }
 
 /// Value `i` of a packed row.
-fn value(codec: Codec, dim: usize, row: &[u8], i: usize) -> f32 {
+fn value(codec: Codec, dim: usize, row: &[u8], i: usize, table: Option<&[f32]>) -> f32 {
     let pair = |at: usize| [row[at], row[at + 1]];
     let code = match codec {
         Codec::F32 => {
@@ -159,6 +199,7 @@ fn value(codec: Codec, dim: usize, row: &[u8], i: usize) -> f32 {
         }
         Codec::F16 => return f16::from_le_bytes(pair(2 * i)).to_f32(),
         Codec::Bf16 => return bf16::from_le_bytes(pair(2 * i)).to_f32(),
+        Codec::Fp8 => return fp8_value(row[i]),
         Codec::Int8 | Codec::Int4 | Codec::Int3 | Codec::Int2 => {
             let group = i / GROUP;
             let n = GROUP.min(dim - GROUP * group);
@@ -170,7 +211,12 @@ fn value(codec: Codec, dim: usize, row: &[u8], i: usize) -> f32 {
         f16::from_le_bytes(pair(params)),
         f16::from_le_bytes(pair(params + 2)),
     );
-    scale.to_f32() * f32::from(code) + zero.to_f32()
+    scale.to_f32() * level(code, table) + zero.to_f32()
+}
+
+/// What a code stands for.
+fn level(code: u8, table: Option<&[f32]>) -> f32 {
+    table.map_or(f32::from(code), |table| table[usize::from(code)])
 }
 
 /// See [`crate::Kernels::rotate`].
@@ -275,8 +321,8 @@ fn unpack_all(heads: &Heads, segments: &[Segment<'_>]) -> Result<(Unpacked, Unpa
     for s in segments {
         let mut k = vec![0.0; s.rows * heads.k_dim];
         let mut v = vec![0.0; s.rows * heads.v_dim];
-        layout::unpack_first(s.k_layout, s.k_codec, heads.k_dim, s.k, &mut k);
-        layout::unpack_first(s.v_layout, s.v_codec, heads.v_dim, s.v, &mut v);
+        layout::unpack_first(s.k_layout, s.k_codec, heads.k_dim, s.k, &mut k, None);
+        layout::unpack_first(s.v_layout, s.v_codec, heads.v_dim, s.v, &mut v, None);
         if s.k_rotated {
             rotate(heads.k_dim, &mut k)?;
         }

@@ -83,6 +83,7 @@ fn round_trips_stay_within_the_bound() {
                 for (i, (x, y)) in values.iter().zip(&back).enumerate() {
                     let x = match codec {
                         Codec::F32 | Codec::Bf16 => *x as f64,
+                        Codec::Fp8 => x.clamp(-448.0, 448.0) as f64,
                         _ => x.clamp(-65504.0, 65504.0) as f64,
                     };
                     let bound = match codec {
@@ -91,6 +92,8 @@ fn round_trips_stay_within_the_bound() {
                         Codec::F16 => x.abs() / 2048.0 + 2f64.powi(-25),
                         // f32::MAX saturates at bf16's largest, 2^-8 below it.
                         Codec::Bf16 => x.abs() / 256.0,
+                        // The same of three bits of mantissa, and of a smallest step of 2^-9.
+                        Codec::Fp8 => (x.abs() / 16.0).max(2f64.powi(-10)),
                         _ => {
                             let row = &bytes[i / dim * codec.row_bytes(dim)..][..codec.row_bytes(dim)];
                             let (scale, zero) = parameters(codec, dim, row, i % dim);
@@ -235,6 +238,43 @@ fn f16_conversion_is_exact_for_every_bit_pattern() {
     }
 }
 
+/// The format's own numbers (arXiv 2209.05433, table 1), and that every code comes back as itself.
+#[test]
+fn fp8_codes_are_e4m3() {
+    let bytes: Vec<u8> = (0..=u8::MAX).filter(|code| code & 0x7f != 0x7f).collect();
+    for kernels in Kernels::available() {
+        let mut values = vec![0.0; bytes.len()];
+        kernels.unpack(Codec::Fp8, 127, &bytes, &mut values).unwrap();
+        assert_eq!(values[0x7e], 448.0, "the largest");
+        assert_eq!(values[0x08], 2f32.powi(-6), "the smallest normal");
+        assert_eq!(values[0x07], 0.875 * 2f32.powi(-6), "the largest subnormal");
+        assert_eq!(values[0x01], 2f32.powi(-9), "the smallest");
+        assert_eq!(values[0x38], 1.0);
+        assert_eq!(values[127 + 0x38], -1.0);
+        let mut back = vec![0; bytes.len()];
+        kernels.pack(Codec::Fp8, 127, &values, &mut back).unwrap();
+        assert_eq!(back, bytes, "{}", kernels.name());
+        // Half-way between neighbours, to the even code; a little more, to the larger.
+        let ties: Vec<f32> = (0..0x7e)
+            .map(|code| f32::midpoint(values[code], values[code + 1]))
+            .collect();
+        let mut rounded = vec![0; ties.len()];
+        kernels.pack(Codec::Fp8, 126, &ties, &mut rounded).unwrap();
+        assert!(
+            rounded.iter().zip(0..).all(|(code, i)| *code == i + (i & 1)),
+            "{}",
+            kernels.name()
+        );
+        let above: Vec<f32> = ties.iter().map(|x| x.next_up()).collect();
+        kernels.pack(Codec::Fp8, 126, &above, &mut rounded).unwrap();
+        assert!(
+            rounded.iter().zip(1..).all(|(code, next)| *code == next),
+            "{}",
+            kernels.name()
+        );
+    }
+}
+
 #[test]
 fn non_finite_rows_are_named() {
     for codec in Codec::ALL {
@@ -264,11 +304,11 @@ fn non_finite_rows_are_named() {
 #[test]
 fn sizes_and_names() {
     let sizes = |dim| Codec::ALL.map(|c| c.row_bytes(dim));
-    assert_eq!(sizes(64), [256, 128, 128, 72, 40, 32, 24]);
-    assert_eq!(sizes(65), [260, 130, 130, 77, 45, 38, 29]);
-    assert_eq!(sizes(1), [4, 2, 2, 5, 5, 6, 5]);
+    assert_eq!(sizes(64), [256, 128, 128, 64, 72, 40, 32, 24]);
+    assert_eq!(sizes(65), [260, 130, 130, 65, 77, 45, 38, 29]);
+    assert_eq!(sizes(1), [4, 2, 2, 1, 5, 5, 6, 5]);
     assert_eq!(
         Codec::ALL.map(Codec::name),
-        ["f32", "f16", "bf16", "int8", "int4", "int3", "int2"]
+        ["f32", "f16", "bf16", "fp8", "int8", "int4", "int3", "int2"]
     );
 }

@@ -193,3 +193,102 @@ fn what_can_not_lie_so_is_refused() {
         );
     }
 }
+
+/// Levels of no pattern, from 0 to the largest code, with two that are the same.
+fn levels(codec: Codec) -> Vec<f32> {
+    let most = codec_levels(codec) as f32;
+    let mut levels: Vec<f32> = (0..=codec_levels(codec))
+        .map(|i| most * (i as f32 / most).powi(2))
+        .collect();
+    levels[1] = levels[0];
+    levels
+}
+
+fn is_integer(codec: Codec) -> bool {
+    matches!(codec, Codec::Int8 | Codec::Int4 | Codec::Int3 | Codec::Int2)
+}
+
+fn codec_levels(codec: Codec) -> usize {
+    match codec {
+        Codec::Int8 => 255,
+        Codec::Int4 => 15,
+        Codec::Int3 => 7,
+        _ => 3,
+    }
+}
+
+#[test]
+fn levels_agree_bit_for_bit() {
+    let mut rng = rng(33);
+    for (layout, codec, dim, rows) in cases().filter(|(_, codec, ..)| is_integer(*codec)) {
+        let values = random(&mut rng, rows * dim, 1.0);
+        let levels = levels(codec);
+        let mut right = vec![0x55; layout.stored_rows(rows) * codec.row_bytes(dim)];
+        let mut unpacked = vec![f32::NAN; values.len()];
+        oracle()
+            .pack_levels(layout, codec, dim, &levels, &values, &mut right)
+            .unwrap();
+        oracle()
+            .unpack_levels(layout, codec, dim, &levels, &right, &mut unpacked)
+            .unwrap();
+        for kernels in fast() {
+            let case = format!("{} {layout:?} {codec:?} dim {dim} rows {rows}", kernels.name());
+            let mut bytes = vec![0xaa; right.len()];
+            kernels
+                .pack_levels(layout, codec, dim, &levels, &values, &mut bytes)
+                .unwrap();
+            assert!(bytes == right, "{case}: packed bytes differ");
+            let mut again = vec![f32::NAN; values.len()];
+            kernels
+                .unpack_levels(layout, codec, dim, &levels, &right, &mut again)
+                .unwrap();
+            assert!(bits(&again) == bits(&unpacked), "{case}: values differ");
+        }
+    }
+}
+
+/// Evenly spaced levels are what codes stand for anyway: but for ties, which go down, nothing changes.
+#[test]
+fn even_levels_change_nothing() {
+    let mut rng = rng(34);
+    for (layout, codec, dim, rows) in cases().filter(|(_, codec, ..)| is_integer(*codec)) {
+        let values = random(&mut rng, rows * dim, 1.0);
+        let even: Vec<f32> = (0..=codec_levels(codec)).map(|i| i as f32).collect();
+        let mut plain = vec![0; layout.stored_rows(rows) * codec.row_bytes(dim)];
+        let mut leveled = plain.clone();
+        oracle()
+            .pack_run(layout, codec, dim, &values, &mut plain)
+            .unwrap();
+        oracle()
+            .pack_levels(layout, codec, dim, &even, &values, &mut leveled)
+            .unwrap();
+        assert!(plain == leveled, "{layout:?} {codec:?} dim {dim} rows {rows}");
+    }
+}
+
+#[test]
+fn levels_that_make_no_sense_are_refused() {
+    let values = [0.5; 32];
+    for kernels in Kernels::available() {
+        let mut bytes = vec![0; Codec::Int2.row_bytes(32)];
+        for levels in [
+            &[0.0, 1.0, 2.0][..],
+            &[0.0, 2.0, 1.0, 3.0],
+            &[0.0, 1.0, 2.0, 3.5],
+            &[-0.5, 1.0, 2.0, 3.0],
+            &[0.0, f32::NAN, 2.0, 3.0],
+        ] {
+            let refused = kernels.pack_levels(Layout::Rows, Codec::Int2, 32, levels, &values, &mut bytes);
+            assert!(
+                matches!(
+                    refused,
+                    Err(KernelError::Range { .. } | KernelError::Length { .. })
+                ),
+                "{levels:?}: {refused:?}"
+            );
+        }
+        let mut halves = [0; 64];
+        let refused = kernels.pack_levels(Layout::Rows, Codec::F16, 32, &[0.0], &values, &mut halves);
+        assert!(matches!(refused, Err(KernelError::Length { .. })), "{refused:?}");
+    }
+}

@@ -71,8 +71,8 @@ fn any_split_merges_to_the_whole() {
             let parts: Vec<_> = (0..4)
                 .map(|_| {
                     let codecs = (
-                        Codec::ALL[rng.random_range(0..7)],
-                        Codec::ALL[rng.random_range(0..7)],
+                        Codec::ALL[rng.random_range(0..Codec::ALL.len())],
+                        Codec::ALL[rng.random_range(0..Codec::ALL.len())],
                     );
                     let rows = rng.random_range(0..150);
                     Packed::random(&mut rng, codecs, rows, heads.k_dim, heads.v_dim)
@@ -167,7 +167,7 @@ fn any_split_of_the_queries_gives_their_rows() {
             let t = rng.random_range(1..130);
             let past: Vec<_> = (0..3)
                 .map(|_| {
-                    let codec = Codec::ALL[rng.random_range(0..7)];
+                    let codec = Codec::ALL[rng.random_range(0..Codec::ALL.len())];
                     let rows = rng.random_range(0..70);
                     Packed::random(&mut rng, (codec, codec), rows, heads.k_dim, heads.v_dim)
                 })

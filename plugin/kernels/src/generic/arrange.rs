@@ -62,18 +62,8 @@ pub(crate) fn to_rows<S: Simd>(
     dst: &mut [u8],
 ) -> Result<(), KernelError> {
     check::movable(layout, codec, dim, src.len(), dst.len())?;
-    let size = TILE * codec.row_bytes(dim);
-    if layout == Layout::Rows {
-        dst.copy_from_slice(src);
-        return Ok(());
-    }
-    for (tile, rows) in src.chunks(size).zip(dst.chunks_mut(size)) {
-        if tile.len() == size {
-            of_tile(s, layout, codec, dim, tile, rows);
-        } else {
-            rows.copy_from_slice(tile);
-        }
-    }
+    let tile = |tile: &[u8], rows: &mut [u8]| of_tile(s, layout, codec, dim, tile, rows);
+    tile_by_tile(layout, TILE * codec.row_bytes(dim), src, dst, tile);
     Ok(())
 }
 
@@ -88,19 +78,25 @@ pub(crate) fn of_rows<S: Simd>(
     dst: &mut [u8],
 ) -> Result<(), KernelError> {
     check::movable(layout, codec, dim, src.len(), dst.len())?;
-    let size = TILE * codec.row_bytes(dim);
+    let tile = |rows: &[u8], tile: &mut [u8]| to_tile(s, layout, codec, dim, rows, tile);
+    tile_by_tile(layout, TILE * codec.row_bytes(dim), src, dst, tile);
+    Ok(())
+}
+
+/// Moves a run's tiles of `size` bytes one by one; rows that fill none lie row by row.
+#[inline(always)]
+fn tile_by_tile(layout: Layout, size: usize, src: &[u8], dst: &mut [u8], tile: impl Fn(&[u8], &mut [u8])) {
     if layout == Layout::Rows {
         dst.copy_from_slice(src);
-        return Ok(());
+        return;
     }
-    for (rows, tile) in src.chunks(size).zip(dst.chunks_mut(size)) {
-        if rows.len() == size {
-            to_tile(s, layout, codec, dim, rows, tile);
+    for (src, dst) in src.chunks(size).zip(dst.chunks_mut(size)) {
+        if src.len() == size {
+            tile(src, dst);
         } else {
-            tile.copy_from_slice(rows);
+            dst.copy_from_slice(src);
         }
     }
-    Ok(())
 }
 
 /// Unpacks some rows of a run to `dst`, one each `stride ≥ dim` values; what lies between is left alone. `buffer` is

@@ -7,6 +7,7 @@ mod arrange;
 mod block;
 mod channels;
 pub(crate) mod decode;
+mod levels;
 mod math;
 mod pack;
 mod prefill;
@@ -17,6 +18,7 @@ mod unpack;
 
 pub(crate) use arrange::{of_rows, pack_run, to_rows, unpack_run};
 pub(crate) use decode::attend_decode;
+pub(crate) use levels::{Leveled, middles};
 pub(crate) use pack::pack;
 pub(crate) use prefill::attend_prefill;
 pub(crate) use rotate::rotate;

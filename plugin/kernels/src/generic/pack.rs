@@ -5,7 +5,7 @@ use half::bf16;
 use crate::codec::{F16_MAX, GROUP, PARAM_BYTES};
 use crate::scalar::put;
 use crate::simd::{LANES, Simd};
-use crate::{Codec, KernelError, check};
+use crate::{Codec, KernelError, check, fp8};
 
 /// See [`crate::Kernels::pack`].
 #[inline(always)]
@@ -35,6 +35,11 @@ pub(crate) fn pack<S: Simd>(
             }
             Codec::F16 => pack_f16(s, src, dst),
             Codec::Bf16 => pack_bf16(src, dst),
+            Codec::Fp8 => {
+                for (x, byte) in src.iter().zip(dst) {
+                    *byte = fp8::encode(*x);
+                }
+            }
             Codec::Int8 => {
                 for (src, dst) in rows {
                     groups(s, codec, src, dst, |codes| *codes);

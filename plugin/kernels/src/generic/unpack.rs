@@ -6,7 +6,7 @@ use half::f16;
 use crate::codec::{GROUP, PARAM_BYTES};
 use crate::scalar;
 use crate::simd::{LANES, Simd};
-use crate::{Codec, KernelError, check};
+use crate::{Codec, KernelError, check, fp8};
 
 /// See [`crate::Kernels::unpack`].
 #[inline(always)]
@@ -53,6 +53,11 @@ pub(super) fn rows<S: Simd>(s: S, codec: Codec, dim: usize, src: &[u8], dst: &mu
                 halves(s, src, &mut dst[..dim], |s, x| s.bf16s(x), one);
             }
         }
+        Codec::Fp8 => {
+            for (src, dst) in rows {
+                eighths(s, src, &mut dst[..dim]);
+            }
+        }
         Codec::Int8 => {
             for (src, dst) in rows {
                 groups(s, codec, src, &mut dst[..dim], |s, group| s.codes8(group));
@@ -91,6 +96,23 @@ fn halves<S: Simd>(
     }
     for (x, bytes) in out_rest.iter_mut().zip(rest.as_chunks().0) {
         *x = one(*bytes);
+    }
+}
+
+#[inline(always)]
+fn eighths<S: Simd>(s: S, src: &[u8], dst: &mut [f32]) {
+    let scale = s.splat(fp8::SCALE);
+    let (chunks, rest) = src.as_chunks::<LANES>();
+    let (out, out_rest) = dst.as_chunks_mut();
+    for (out, codes) in out.iter_mut().zip(chunks) {
+        let mut halves = [0; 2 * LANES];
+        for (half, code) in halves.as_chunks_mut().0.iter_mut().zip(codes) {
+            *half = fp8::half(*code);
+        }
+        s.store(s.mul(s.f16s(&halves), scale), out);
+    }
+    for (x, code) in out_rest.iter_mut().zip(rest) {
+        *x = f16::from_le_bytes(fp8::half(*code)).to_f32() * fp8::SCALE;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{code, pack, parameters, put, saturate, value};
+use super::{code, level, nearest, pack_by, parameters, put, saturate, value};
 use crate::codec::{GROUP, PARAM_BYTES};
 use crate::layout::{CHANNEL_TILE, TILE, channel_scale, tile_scale};
 use crate::{Codec, KernelError, Layout, check};
@@ -15,15 +15,39 @@ pub(crate) fn pack_run(
     src: &[f32],
     dst: &mut [u8],
 ) -> Result<(), KernelError> {
+    pack_table(layout, codec, dim, None, src, dst)
+}
+
+/// See [`crate::Kernels::pack_levels`].
+pub(crate) fn pack_levels(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    levels: &[f32],
+    src: &[f32],
+    dst: &mut [u8],
+) -> Result<(), KernelError> {
+    check::levels(codec, levels)?;
+    pack_table(layout, codec, dim, Some(levels), src, dst)
+}
+
+fn pack_table(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    table: Option<&[f32]>,
+    src: &[f32],
+    dst: &mut [u8],
+) -> Result<(), KernelError> {
     check::run(layout, codec, dim, src.len(), dst.len())?;
     match layout {
-        Layout::Rows => pack(codec, dim, src, dst),
+        Layout::Rows => pack_by(codec, dim, src, dst, table),
         Layout::KeyTiles | Layout::ValueTiles => {
             let mut rows = vec![0; dst.len()];
-            pack(codec, dim, src, &mut rows)?;
+            pack_by(codec, dim, src, &mut rows, table)?;
             of_rows(layout, codec, dim, &rows, dst)
         }
-        Layout::KeyChannels => pack_channels(codec, dim, src, dst),
+        Layout::KeyChannels => pack_channels(codec, dim, src, dst, table),
     }
 }
 
@@ -83,7 +107,13 @@ fn place(layout: Layout, codec: Codec, dim: usize, stored: usize, r: usize, i: u
     }
 }
 
-fn pack_channels(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Result<(), KernelError> {
+fn pack_channels(
+    codec: Codec,
+    dim: usize,
+    src: &[f32],
+    dst: &mut [u8],
+    table: Option<&[f32]>,
+) -> Result<(), KernelError> {
     let levels = f32::from(codec.levels().unwrap_or(u8::MAX));
     let row = codec.row_bytes(dim);
     for (i, &given) in src.iter().enumerate() {
@@ -110,8 +140,7 @@ fn pack_channels(codec: Codec, dim: usize, src: &[f32], dst: &mut [u8]) -> Resul
             let (scale, zero) = (scale.to_f32(), zero.to_f32());
             for (r, x) in column().enumerate() {
                 if scale != 0.0 {
-                    let code = ((saturate(x) - zero) / scale).round_ties_even();
-                    codes[r][c] = code.clamp(0.0, levels) as u8;
+                    codes[r][c] = nearest((saturate(x) - zero) / scale, levels, table);
                 }
             }
         }
@@ -143,12 +172,34 @@ pub(crate) fn unpack_run(
     dst: &mut [f32],
 ) -> Result<(), KernelError> {
     check::first(layout, codec, dim, dst.len(), src.len())?;
-    unpack_first(layout, codec, dim, src, dst);
+    unpack_first(layout, codec, dim, src, dst, None);
+    Ok(())
+}
+
+/// See [`crate::Kernels::unpack_levels`].
+pub(crate) fn unpack_levels(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    levels: &[f32],
+    src: &[u8],
+    dst: &mut [f32],
+) -> Result<(), KernelError> {
+    check::levels(codec, levels)?;
+    check::first(layout, codec, dim, dst.len(), src.len())?;
+    unpack_first(layout, codec, dim, src, dst, Some(levels));
     Ok(())
 }
 
 /// Unpacks a run's first rows, as many as there is room for.
-pub(super) fn unpack_first(layout: Layout, codec: Codec, dim: usize, src: &[u8], dst: &mut [f32]) {
+pub(super) fn unpack_first(
+    layout: Layout,
+    codec: Codec,
+    dim: usize,
+    src: &[u8],
+    dst: &mut [f32],
+    table: Option<&[f32]>,
+) {
     let row = codec.row_bytes(dim);
     let stored = src.len() / row;
     for (r, dst) in dst.chunks_exact_mut(dim).enumerate() {
@@ -161,7 +212,7 @@ pub(super) fn unpack_first(layout: Layout, codec: Codec, dim: usize, src: &[u8],
                     .collect();
                 let number = |at: usize| f16::from_le_bytes([tile[at], tile[at + 1]]).to_f32();
                 let code = code(codec, &bytes, GROUP, c % GROUP);
-                *x = number(at) * f32::from(code) + number(at + 2 * dim);
+                *x = number(at) * level(code, table) + number(at + 2 * dim);
             }
             continue;
         }
@@ -172,7 +223,7 @@ pub(super) fn unpack_first(layout: Layout, codec: Codec, dim: usize, src: &[u8],
             })
             .collect();
         for (i, x) in dst.iter_mut().enumerate() {
-            *x = value(codec, dim, &bytes, i);
+            *x = value(codec, dim, &bytes, i, table);
         }
     }
 }

@@ -116,7 +116,7 @@ impl Packed {
 /// bits to 8, where a separate test holds the error against what the codes themselves cost.
 pub(crate) fn bound(codecs: impl IntoIterator<Item = Codec>) -> f64 {
     let one = |codec| match codec {
-        Codec::F32 | Codec::F16 | Codec::Bf16 => 1e-5,
+        Codec::F32 | Codec::F16 | Codec::Bf16 | Codec::Fp8 => 1e-5,
         Codec::Int8 => 5e-4,
         Codec::Int4 | Codec::Int3 | Codec::Int2 => 0.05,
     };

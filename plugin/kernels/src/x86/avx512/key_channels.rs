@@ -43,7 +43,7 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
         Codec::Int4 => heads::<Int4>(job),
         Codec::Int3 => heads::<Int3>(job),
         Codec::Int2 => heads::<Int2>(job),
-        Codec::F32 | Codec::F16 | Codec::Bf16 => return false,
+        Codec::F32 | Codec::F16 | Codec::Bf16 | Codec::Fp8 => return false,
     }
     true
 }

@@ -67,7 +67,7 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> usize {
         (Codec::Int4, _) => heads::<Int4, 2>(job),
         (Codec::Int3, _) => heads::<Int3, 2>(job),
         (Codec::Int2, _) => heads::<Int2, 2>(job),
-        (Codec::F32 | Codec::F16 | Codec::Bf16, _) => {}
+        (Codec::F32 | Codec::F16 | Codec::Bf16 | Codec::Fp8, _) => {}
     }
     job.keys.len() / job.codec.row_bytes(job.heads.k_dim) / TILE * TILE
 }

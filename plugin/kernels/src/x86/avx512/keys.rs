@@ -81,7 +81,7 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
         (Codec::Int4, _) => heads::<Int4, 2>(job, keys, done),
         (Codec::Int3, _) => heads::<Int3, 2>(job, keys, done),
         (Codec::Int2, _) => heads::<Int2, 2>(job, keys, done),
-        (Codec::F32 | Codec::F16 | Codec::Bf16, _) => return false,
+        (Codec::F32 | Codec::F16 | Codec::Bf16 | Codec::Fp8, _) => return false,
     }
     true
 }

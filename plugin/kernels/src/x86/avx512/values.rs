@@ -95,7 +95,7 @@ pub(super) fn add(job: &mut ValueCodes<'_>) -> bool {
         Codec::Int4 => heads::<Small<Int4, 15>>(job, values, tiled),
         Codec::Int3 => heads::<Small<Int3, 7>>(job, values, tiled),
         Codec::Int2 => heads::<Small<Int2, 3>>(job, values, tiled),
-        Codec::F32 | Codec::F16 | Codec::Bf16 => return false,
+        Codec::F32 | Codec::F16 | Codec::Bf16 | Codec::Fp8 => return false,
     }
     true
 }

@@ -72,6 +72,11 @@ impl Basis {
         self.rank
     }
 
+    /// Dimensions of a whole row.
+    pub(crate) fn dim(&self) -> usize {
+        self.dim
+    }
+
     /// Dᵀ, row by row: what each coordinate stands for.
     pub(crate) fn directions(&self) -> &[f32] {
         self.decode.as_ref().unwrap_or(&self.encode).as_slice()
@@ -113,12 +118,8 @@ impl Basis {
 }
 
 impl Bases {
-    /// Bases as a policy has them, of what a head holds; `None` if that is too little.
-    pub(crate) fn of(ledger: &Arc<Ledger>, project: &Project, source: &Source<'_>) -> Option<Self> {
-        let rows = source.k.len() / source.k_dim;
-        if rows < rows_needed(source.k_dim.max(source.v_dim)) {
-            return None;
-        }
+    /// Bases as a policy has them, of what a head holds: [`rows_needed`] at least.
+    pub(crate) fn of(ledger: &Arc<Ledger>, project: &Project, source: &Source<'_>) -> Self {
         let rank = |rank: Option<u32>, dim: usize| rank.map(|rank| rank as usize).filter(|rank| *rank < dim);
         let (k_rank, v_rank) = (
             rank(project.k_rank, source.k_dim),
@@ -134,10 +135,10 @@ impl Bases {
                 None,
             ),
         };
-        Some(Self {
+        Self {
             k: k.map(|made| Basis::new(ledger, source.k_dim, made)),
             v: v.map(|made| Basis::new(ledger, source.v_dim, made)),
-        })
+        }
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -39,11 +39,7 @@ pub(crate) fn codecs(quantize: &Quantize, layer: usize) -> (Option<Codec>, Optio
 
 /// Whether a policy packs anything in any layer.
 pub(crate) fn packs(quantize: &Quantize) -> bool {
-    let own = quantize.layers.values().flat_map(|own| [own.k_bits, own.v_bits]);
-    let all = [Some(quantize.k_bits), Some(quantize.v_bits)]
-        .into_iter()
-        .chain(own);
-    all.flatten().any(|bits| rtn::codec(bits).is_some())
+    quantize.all_bits().any(|bits| rtn::codec(bits).is_some())
 }
 
 /// Whether the tokens of a tile share a channel's scale and zero.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use cinch_hooks::HookError;
 use cinch_kernels::{Heads, Partial, Scratch, Stat};
 
-use super::Head;
+use super::{Head, Pair};
 use crate::error::kernel;
 
 /// What a run of rows of one kind gave.
@@ -36,12 +36,12 @@ impl Head {
                 .attend_decode(heads, &segments, q, partial, weights, scratch)
                 .map_err(kernel);
         }
-        partial.clear(heads);
+        partial.reset(heads);
         let (mut part, mut runs) = (Partial::default(), Vec::new());
-        for (projected, run) in self.runs(rows.clone()) {
+        for (pair, run) in self.runs(rows.clone()) {
             runs.push(self.attend_run(
                 heads,
-                projected,
+                pair,
                 run,
                 q,
                 partial,
@@ -69,7 +69,7 @@ impl Head {
     fn attend_run(
         &self,
         heads: &Heads,
-        projected: bool,
+        pair: Pair,
         rows: Range<usize>,
         q: &[f32],
         partial: &mut Partial,
@@ -77,11 +77,7 @@ impl Head {
         weighs: bool,
         scratch: &mut Scratch,
     ) -> Result<Run, HookError> {
-        let bases = self.bases.as_deref().filter(|_| projected);
-        let (k, v) = (
-            bases.and_then(|bases| bases.k.as_ref()),
-            bases.and_then(|bases| bases.v.as_ref()),
-        );
+        let (k, v) = self.bases_of(pair);
         let own = Heads {
             k_dim: k.map_or(heads.k_dim, |basis| basis.rank()),
             v_dim: v.map_or(heads.v_dim, |basis| basis.rank()),
@@ -117,9 +113,9 @@ impl Head {
         })
     }
 
-    /// The longest runs of rows that are all projected or all not.
-    fn runs(&self, rows: Range<usize>) -> Vec<(bool, Range<usize>)> {
-        let mut out: Vec<(bool, Range<usize>)> = Vec::new();
+    /// The longest runs of rows that are all projected or all not, each with the pair of its first.
+    fn runs(&self, rows: Range<usize>) -> Vec<(Pair, Range<usize>)> {
+        let mut out: Vec<(Pair, Range<usize>)> = Vec::new();
         let mut start = 0;
         for block in &self.blocks {
             let (from, to) = (rows.start.max(start), rows.end.min(start + block.rows()));
@@ -127,10 +123,10 @@ impl Head {
             if from >= to {
                 continue;
             }
-            let projected = block.pair().projected;
+            let pair = block.pair();
             match out.last_mut() {
-                Some((same, run)) if *same == projected => run.end = to,
-                _ => out.push((projected, from..to)),
+                Some((same, run)) if same.projected == pair.projected => run.end = to,
+                _ => out.push((pair, from..to)),
             }
         }
         out

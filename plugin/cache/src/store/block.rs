@@ -10,8 +10,9 @@ use cinch_kernels::{Codec, Kernels, Layout, Segment};
 
 use super::ledger::{Charge, Ledger};
 use super::picked::Picked;
+use super::side::{self, Buffers, Part, Side, gather};
 use crate::error::kernel;
-use crate::project::{Bases, Basis};
+use crate::project::Bases;
 
 /// What the allocator holds for a block besides its rows: the struct and its two reference counts.
 pub(crate) const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
@@ -55,61 +56,26 @@ impl Pair {
         }
     }
 
-    /// Bytes of K and V of a block of so many rows.
-    pub(crate) fn bytes(self, dims: Dims, rows: usize) -> (usize, usize) {
-        let (k, v) = self.sides(dims);
-        let bytes = |side: Side| (side.layout.stored_rows(rows) * side.row()).next_multiple_of(LINE);
-        (bytes(k), bytes(v))
-    }
-
     fn sides(self, dims: Dims) -> (Side, Side) {
         let k = if self.channels {
             Layout::KeyChannels
         } else {
             dims.kernels.key_layout(self.k, dims.k)
         };
-        let side = |codec, dim, layout| Side { codec, dim, layout };
         (
-            side(self.k, dims.k, k),
-            side(self.v, dims.v, dims.kernels.value_layout(self.v, dims.v)),
+            Side::new(self.k, dims.k, k),
+            Side::new(self.v, dims.v, dims.kernels.value_layout(self.v, dims.v)),
         )
     }
-}
-
-/// How one side of a block is stored.
-#[derive(Debug, Clone, Copy)]
-struct Side {
-    codec: Codec,
-    dim: usize,
-    layout: Layout,
-}
-
-impl Side {
-    fn row(self) -> usize {
-        self.codec.row_bytes(self.dim)
-    }
-
-    /// Whether a row is bytes of its own.
-    fn has_rows(self) -> bool {
-        self.layout != Layout::KeyChannels
-    }
-}
-
-/// Buffers for what rows go through on their way from block to block.
-#[derive(Debug, Default)]
-pub(crate) struct Buffers {
-    values: Vec<f32>,
-    /// A source's rows, row by row.
-    source: Vec<u8>,
-    /// A target's.
-    target: Vec<u8>,
 }
 
 /// Rows of K, then rows of V; a few hundred at most.
 #[derive(Debug)]
 pub(crate) struct Block {
-    dims: Dims,
+    kernels: Kernels,
     pair: Pair,
+    k: Side,
+    v: Side,
     rows: u32,
     /// Rows when it was filled; what was cut off since is still there.
     filled: u32,
@@ -120,12 +86,15 @@ pub(crate) struct Block {
 
 impl Block {
     pub(crate) fn new(ledger: &Arc<Ledger>, dims: Dims, pair: Pair, capacity: usize) -> Self {
-        let (k, v) = pair.bytes(dims, capacity);
-        let data = vec![Line::zeroed(); (k + v) / LINE].into_boxed_slice();
-        let charge = Charge::new(ledger, k + v + HEADER);
+        let (k, v) = pair.sides(dims);
+        let bytes = k.bytes(capacity) + v.bytes(capacity);
+        let data = vec![Line::zeroed(); bytes / LINE].into_boxed_slice();
+        let charge = Charge::new(ledger, bytes + HEADER);
         Self {
-            dims,
+            kernels: dims.kernels,
             pair,
+            k,
+            v,
             rows: 0,
             filled: 0,
             capacity: capacity as u32,
@@ -145,13 +114,12 @@ impl Block {
     ) -> Result<Self, HookError> {
         let mut block = Self::new(ledger, dims, pair, capacity);
         let rows = pieces.clone().map(|(_, rows)| rows.len()).sum();
-        let (k_side, v_side) = pair.sides(dims);
-        let (k, v) = block.sides_mut();
-        let kernels = dims.kernels;
+        let (kernels, k_side, v_side) = (dims.kernels, block.k, block.v);
+        let (k, v) = block.bytes_mut();
         let basis = |source: &Self| bases.filter(|_| pair.projected && !source.pair.projected);
         let keys = pieces.clone().map(|(source, rows)| Part {
-            bytes: source.k(0, source.rows()),
-            side: source.pair.sides(source.dims).0,
+            bytes: source.k_bytes(0..source.rows()),
+            side: source.k,
             stored: source.rows(),
             rotated: (source.pair.rotated, pair.rotated),
             basis: basis(source).and_then(|bases| bases.k.as_ref()),
@@ -159,8 +127,8 @@ impl Block {
         });
         gather(kernels, k_side, keys, rows, k, buffers)?;
         let values = pieces.map(|(source, rows)| Part {
-            bytes: source.v(0, source.rows()),
-            side: source.pair.sides(source.dims).1,
+            bytes: source.v_bytes(0..source.rows()),
+            side: source.v,
             stored: source.rows(),
             rotated: (false, false),
             basis: basis(source).and_then(|bases| bases.v.as_ref()),
@@ -197,65 +165,55 @@ impl Block {
 
     /// The last row at or before `row` from which on rows can be attended to.
     pub(crate) fn cut(&self, row: usize) -> usize {
-        let (k, v) = self.pair.sides(self.dims);
-        let step = k.layout.step().max(v.layout.step());
+        let step = self.k.layout.step().max(self.v.layout.step());
         row / step * step
     }
 
     /// Some of the rows as the kernels take them, from a cut on.
     pub(crate) fn segment(&self, rows: Range<usize>) -> Segment<'_> {
-        let (k, v) = self.pair.sides(self.dims);
         Segment {
-            k_codec: self.pair.k,
-            v_codec: self.pair.v,
-            k_layout: k.layout,
-            v_layout: v.layout,
+            k_codec: self.k.codec,
+            v_codec: self.v.codec,
+            k_layout: self.k.layout,
+            v_layout: self.v.layout,
             k_rotated: self.pair.rotated,
             rows: rows.len(),
-            k: self.k(rows.start, rows.end),
-            v: self.v(rows.start, rows.end),
+            k: self.k_bytes(rows.clone()),
+            v: self.v_bytes(rows),
         }
     }
 
-    fn k(&self, from: usize, to: usize) -> &[u8] {
-        self.part(self.pair.sides(self.dims).0, 0, from, to)
+    fn k_bytes(&self, rows: Range<usize>) -> &[u8] {
+        self.part(self.k, 0, rows)
     }
 
-    fn v(&self, from: usize, to: usize) -> &[u8] {
-        let base = self.pair.bytes(self.dims, self.capacity()).0;
-        self.part(self.pair.sides(self.dims).1, base, from, to)
+    fn v_bytes(&self, rows: Range<usize>) -> &[u8] {
+        self.part(self.v, self.k.bytes(self.capacity()), rows)
     }
 
     /// Rows from a cut on, and what else is in the last one's tile.
-    fn part(&self, side: Side, base: usize, from: usize, to: usize) -> &[u8] {
+    fn part(&self, side: Side, base: usize, rows: Range<usize>) -> &[u8] {
         let stored = side.layout.stored_rows(self.filled as usize);
-        let span = side.layout.span(stored, from, to - from);
+        let span = side.layout.span(stored, rows.start, rows.len());
         let bytes: &[u8] = bytemuck::cast_slice(&self.data);
         &bytes[base + span.start * side.row()..base + span.end * side.row()]
     }
 
-    fn sides_mut(&mut self) -> (&mut [u8], &mut [u8]) {
-        let base = self.pair.bytes(self.dims, self.capacity()).0;
+    fn bytes_mut(&mut self) -> (&mut [u8], &mut [u8]) {
+        let base = self.k.bytes(self.capacity());
         bytemuck::cast_slice_mut(&mut self.data).split_at_mut(base)
     }
 
     /// Packs `rows` contiguous fresh rows behind the others; only rows of the store's own codec come fresh, and those
     /// lie row by row and are not rotated.
     pub(crate) fn push(&mut self, k: &[f32], v: &[f32], rows: usize) -> Result<(), HookError> {
-        let (
-            Dims {
-                k: k_dim,
-                v: v_dim,
-                kernels,
-            },
-            pair,
-        ) = (self.dims, self.pair);
+        let (kernels, k_side, v_side) = (self.kernels, self.k, self.v);
         let (from, to) = (self.rows(), self.rows() + rows);
-        let (to_k, to_v) = self.sides_mut();
-        for (codec, dim, values, bytes) in [(pair.k, k_dim, k, to_k), (pair.v, v_dim, v, to_v)] {
-            let row = codec.row_bytes(dim);
+        let (to_k, to_v) = self.bytes_mut();
+        for (side, values, bytes) in [(k_side, k, to_k), (v_side, v, to_v)] {
+            let bytes = &mut bytes[from * side.row()..to * side.row()];
             kernels
-                .pack(codec, dim, values, &mut bytes[from * row..to * row])
+                .pack(side.codec, side.dim(), values, bytes)
                 .map_err(kernel)?;
         }
         (self.rows, self.filled) = (to as u32, to as u32);
@@ -264,23 +222,24 @@ impl Block {
 
     /// Packs one row again, with other values. In a tile whose tokens share parameters, those are made anew.
     pub(crate) fn replace(&mut self, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
-        let Dims { kernels, k: dim, .. } = self.dims;
-        let (k_side, v_side) = self.pair.sides(self.dims);
+        let (kernels, k_side, v_side) = (self.kernels, self.k, self.v);
         let filled = self.filled as usize;
         let mut rotated = k.to_vec();
         if self.pair.rotated {
-            kernels.rotate(dim, &mut rotated).map_err(kernel)?;
+            kernels.rotate(k_side.dim(), &mut rotated).map_err(kernel)?;
         }
-        let (to_k, to_v) = self.sides_mut();
-        replace(kernels, k_side, filled, row, &rotated, to_k)?;
-        replace(kernels, v_side, filled, row, v, to_v)
+        let (to_k, to_v) = self.bytes_mut();
+        side::replace(kernels, k_side, filled, row, &rotated, to_k)?;
+        side::replace(kernels, v_side, filled, row, v, to_v)
     }
 
     /// A copy of its own with the same capacity, to append to where a fork shares this one.
     pub(crate) fn duplicate(&self) -> Self {
         Self {
-            dims: self.dims,
+            kernels: self.kernels,
             pair: self.pair,
+            k: self.k,
+            v: self.v,
             rows: self.rows,
             filled: self.filled,
             capacity: self.capacity,
@@ -291,183 +250,22 @@ impl Block {
 
     /// Unpacks all keys, out of their rotation.
     pub(crate) fn unpack_keys(&self, to: &mut [f32]) -> Result<(), HookError> {
-        let (kernels, side) = (self.dims.kernels, self.pair.sides(self.dims).0);
-        let bytes = self.k(0, self.rows());
+        let (kernels, side) = (self.kernels, self.k);
+        let bytes = self.k_bytes(0..self.rows());
         kernels
-            .unpack_run(side.layout, side.codec, side.dim, bytes, to)
+            .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
             .map_err(kernel)?;
         if self.pair.rotated {
-            kernels.rotate(side.dim, to).map_err(kernel)?;
+            kernels.rotate(side.dim(), to).map_err(kernel)?;
         }
         Ok(())
     }
 
     /// Unpacks all values.
     pub(crate) fn unpack_values(&self, to: &mut [f32]) -> Result<(), HookError> {
-        let (kernels, side) = (self.dims.kernels, self.pair.sides(self.dims).1);
-        let bytes = self.v(0, self.rows());
-        kernels
-            .unpack_run(side.layout, side.codec, side.dim, bytes, to)
+        let (side, bytes) = (self.v, self.v_bytes(0..self.rows()));
+        self.kernels
+            .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
             .map_err(kernel)
     }
-}
-
-/// Rows of one side of a block, of which some are picked.
-struct Part<'a> {
-    bytes: &'a [u8],
-    side: Side,
-    stored: usize,
-    /// Whether they are, and whether they are to be.
-    rotated: (bool, bool),
-    /// What they are to be projected with.
-    basis: Option<&'a Basis>,
-    rows: &'a Picked<'a>,
-}
-
-/// Puts the parts' rows, `rows` in all, one behind the other into `to`.
-fn gather<'a>(
-    kernels: Kernels,
-    side: Side,
-    parts: impl Iterator<Item = Part<'a>>,
-    rows: usize,
-    to: &mut [u8],
-    buffers: &mut Buffers,
-) -> Result<(), HookError> {
-    let (dim, row) = (side.dim, side.row());
-    let Buffers {
-        values,
-        source,
-        target,
-    } = buffers;
-    let to = &mut to[..side.layout.stored_rows(rows) * row];
-    if !side.has_rows() {
-        // Parameters are made of all rows of a tile.
-        values.clear();
-        for part in parts {
-            part.moved(kernels, dim, values)?;
-        }
-        return kernels
-            .pack_run(side.layout, side.codec, dim, values, to)
-            .map_err(kernel);
-    }
-    target.clear();
-    target.resize(rows * row, 0);
-    let mut done = 0;
-    for part in parts {
-        let bytes = &mut target[done * row..(done + part.rows.len()) * row];
-        done += part.rows.len();
-        let kept = part.rotated.0 == part.rotated.1 && part.basis.is_none();
-        if part.side.codec == side.codec && part.side.has_rows() && kept {
-            let from = part.plain(kernels, source)?;
-            part.rows.for_runs(|at, run| {
-                bytes[at * row..(at + run.len()) * row]
-                    .copy_from_slice(&from[run.start * row..run.end * row]);
-            });
-            continue;
-        }
-        values.clear();
-        part.moved(kernels, dim, values)?;
-        kernels.pack(side.codec, dim, values, bytes).map_err(kernel)?;
-    }
-    kernels
-        .of_rows(side.layout, side.codec, dim, target, to)
-        .map_err(kernel)
-}
-
-impl<'a> Part<'a> {
-    /// All of the source's rows, row by row.
-    fn plain<'b>(&self, kernels: Kernels, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], HookError>
-    where
-        'a: 'b,
-    {
-        let Side { codec, dim, layout } = self.side;
-        if layout == Layout::Rows {
-            return Ok(self.bytes);
-        }
-        buffer.resize(self.bytes.len(), 0);
-        kernels
-            .to_rows(layout, codec, dim, self.bytes, buffer)
-            .map_err(kernel)?;
-        Ok(buffer)
-    }
-
-    /// Appends the picked rows' values as they are to be stored, in `dim` dimensions.
-    fn moved(&self, kernels: Kernels, dim: usize, to: &mut Vec<f32>) -> Result<(), HookError> {
-        let from = to.len();
-        self.values(kernels, to)?;
-        // A rotation is its own inverse. Bases are of keys that are not rotated.
-        let (mut rotated, wanted) = self.rotated;
-        if let Some(basis) = self.basis {
-            if rotated {
-                kernels.rotate(self.side.dim, &mut to[from..]).map_err(kernel)?;
-                rotated = false;
-            }
-            let whole = to.split_off(from);
-            basis.project(&whole, to);
-        }
-        if rotated != wanted {
-            kernels.rotate(dim, &mut to[from..]).map_err(kernel)?;
-        }
-        Ok(())
-    }
-
-    /// Appends the picked rows' values.
-    fn values(&self, kernels: Kernels, to: &mut Vec<f32>) -> Result<(), HookError> {
-        let Side { codec, dim, layout } = self.side;
-        let from = to.len();
-        if layout == Layout::Rows {
-            to.resize(from + self.rows.len() * dim, 0.0);
-            let (row, mut failed) = (self.side.row(), None);
-            self.rows.for_runs(|at, run| {
-                let wide = &mut to[from + at * dim..from + (at + run.len()) * dim];
-                let bytes = &self.bytes[run.start * row..run.end * row];
-                if let Err(error) = kernels.unpack(codec, dim, bytes, wide) {
-                    failed = Some(error);
-                }
-            });
-            return failed.map_or(Ok(()), |error| Err(kernel(error)));
-        }
-        // Tiles come whole; the rows that are picked move to the front.
-        to.resize(from + self.stored * dim, 0.0);
-        kernels
-            .unpack_run(layout, codec, dim, self.bytes, &mut to[from..])
-            .map_err(kernel)?;
-        self.rows.for_runs(|at, run| {
-            to.copy_within(from + run.start * dim..from + run.end * dim, from + at * dim);
-        });
-        to.truncate(from + self.rows.len() * dim);
-        Ok(())
-    }
-}
-
-/// Packs one row of a run of `filled` rows again.
-fn replace(
-    kernels: Kernels,
-    side: Side,
-    filled: usize,
-    row: usize,
-    values: &[f32],
-    run: &mut [u8],
-) -> Result<(), HookError> {
-    let Side { codec, dim, layout } = side;
-    let bytes = side.row();
-    let stored = layout.stored_rows(filled);
-    let start = row / layout.step() * layout.step();
-    let span = layout.span(stored, start, layout.step());
-    let tile = &mut run[span.start * bytes..span.end * bytes];
-    if !side.has_rows() {
-        let mut all = vec![0.0; (filled - start).min(layout.step()) * dim];
-        kernels
-            .unpack_run(layout, codec, dim, tile, &mut all)
-            .map_err(kernel)?;
-        all[(row - start) * dim..(row - start + 1) * dim].copy_from_slice(values);
-        return kernels.pack_run(layout, codec, dim, &all, tile).map_err(kernel);
-    }
-    let mut rows = vec![0; tile.len()];
-    kernels
-        .to_rows(layout, codec, dim, tile, &mut rows)
-        .map_err(kernel)?;
-    let to = &mut rows[(row - start) * bytes..(row - start + 1) * bytes];
-    kernels.pack(codec, dim, values, to).map_err(kernel)?;
-    kernels.of_rows(layout, codec, dim, &rows, tile).map_err(kernel)
 }

@@ -2,81 +2,33 @@
 //! rows are in order of position, positions strictly increase, closed blocks never change.
 
 mod attend;
+mod bases;
 pub(crate) mod block;
 pub(crate) mod ledger;
 mod picked;
 mod rebuild;
+mod side;
+mod targets;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use cinch_hooks::HookError;
-use cinch_kernels::{Codec, Layout, Segment};
-use cinch_protocol::Project;
+use cinch_kernels::Segment;
 use smallvec::SmallVec;
 
-use crate::project::{self, Bases, Basis, Queries};
+use crate::project::{self, Bases};
 
 pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
 pub(crate) use rebuild::Rebuilt;
+pub(crate) use targets::Targets;
 
 /// Rows of a closed block at most. A header is then well under 1 % of a packed block's bytes, and a block
 /// rewritten by an eviction is small.
 pub(crate) const BLOCK_ROWS: usize = 256;
 
-/// Rows that a store without quantization opens at a time for decoded tokens.
-const TAIL_ROWS: usize = 64;
-
 /// A run of rows as the kernels take it: of few blocks as a rule, so that a step allocates nothing for it.
 pub(crate) type Segments<'a> = SmallVec<[Segment<'a>; 12]>;
-
-/// Which codecs rows end up in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Targets {
-    /// Codec of rows in full precision.
-    pub(crate) store: Codec,
-    /// Codecs of rows between sinks and recent window.
-    pub(crate) packed: Pair,
-    /// First positions that stay in full precision.
-    pub(crate) sinks: usize,
-    /// Last rows that stay in full precision.
-    pub(crate) residual: usize,
-}
-
-impl Targets {
-    pub(crate) fn packs(&self) -> bool {
-        self.packed != Pair::both(self.store)
-    }
-
-    /// Rows packed at a time: the recent window holds `residual ..= residual + batch` rows.
-    fn batch(&self) -> usize {
-        (self.residual / 4).max(16).next_multiple_of(self.step())
-    }
-
-    /// Rows are packed by so many: tokens that share a channel's scale are packed together.
-    fn step(&self) -> usize {
-        if self.packed.channels {
-            Layout::KeyChannels.step()
-        } else {
-            1
-        }
-    }
-
-    /// Of `total` rows, where those end that are to be packed and begin at `sinks`.
-    fn window(&self, sinks: usize, total: usize) -> usize {
-        let packed = total.saturating_sub(self.residual).saturating_sub(sinks);
-        sinks + packed / self.step() * self.step()
-    }
-
-    pub(crate) fn tail_capacity(&self) -> usize {
-        if self.packs() {
-            self.residual + self.batch() + self.step() - 1
-        } else {
-            TAIL_ROWS
-        }
-    }
-}
 
 /// The rows of one KV head at one layer.
 #[derive(Debug)]
@@ -185,14 +137,8 @@ impl Head {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.k)
                 .unwrap_or_default();
-            match self.bases.as_deref().and_then(|bases| bases.k.as_ref()) {
-                Some(basis) if block.pair().projected => {
-                    let mut coordinates = vec![0.0; block.rows() * basis.rank()];
-                    block.unpack_keys(&mut coordinates)?;
-                    basis.expand(&coordinates, rows);
-                }
-                _ => block.unpack_keys(rows)?,
-            }
+            let (basis, _) = self.bases_of(block.pair());
+            bases::whole(basis, rows, |rows| block.unpack_keys(rows))?;
         }
         Ok(k)
     }
@@ -205,14 +151,8 @@ impl Head {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.v)
                 .unwrap_or_default();
-            match self.bases.as_deref().and_then(|bases| bases.v.as_ref()) {
-                Some(basis) if block.pair().projected => {
-                    let mut coordinates = vec![0.0; block.rows() * basis.rank()];
-                    block.unpack_values(&mut coordinates)?;
-                    basis.expand(&coordinates, rows);
-                }
-                _ => block.unpack_values(rows)?,
-            }
+            let (_, basis) = self.bases_of(block.pair());
+            bases::whole(basis, rows, |rows| block.unpack_values(rows))?;
         }
         Ok(v)
     }
@@ -270,7 +210,7 @@ impl Head {
         if !usable {
             // Many rows get blocks of their exact size; a few get room for those that follow.
             let capacity = fresh.min(BLOCK_ROWS);
-            let capacity = if capacity < TAIL_ROWS {
+            let capacity = if capacity < targets::TAIL_ROWS {
                 targets.tail_capacity()
             } else {
                 capacity
@@ -302,9 +242,8 @@ impl Head {
             if Arc::get_mut(block).is_none() {
                 *block = Arc::new(block.duplicate());
             }
-            let bases = self.bases.as_deref().filter(|_| block.pair().projected);
-            let k = coordinates(bases.and_then(|bases| bases.k.as_ref()), k);
-            let v = coordinates(bases.and_then(|bases| bases.v.as_ref()), v);
+            let (k_basis, v_basis) = bases::of(self.bases.as_deref(), block.pair());
+            let (k, v) = (bases::coordinates(k_basis, k), bases::coordinates(v_basis, v));
             if let Some(block) = Arc::get_mut(block) {
                 block.replace(row - start, &k, &v)?;
             }
@@ -343,47 +282,6 @@ impl Head {
         }
     }
 
-    /// What rows can be packed to now: not projected before there are enough to make bases of.
-    pub(crate) fn reachable(&self, targets: &Targets) -> Targets {
-        let packed = Pair {
-            projected: targets.packed.projected && self.bases.is_some(),
-            ..targets.packed
-        };
-        Targets { packed, ..*targets }
-    }
-
-    /// Makes bases of what is held, if that is enough and there are none.
-    pub(crate) fn learn(
-        &mut self,
-        project: &Project,
-        queries: impl FnOnce() -> Queries,
-    ) -> Result<(), HookError> {
-        if self.bases.is_some() || self.kept < project::rows_needed(self.dims.k.max(self.dims.v)) {
-            return Ok(());
-        }
-        let (k, v) = self.unpack()?;
-        let source = project::Source {
-            k: &k,
-            k_dim: self.dims.k,
-            v: &v,
-            v_dim: self.dims.v,
-            queries: &queries(),
-        };
-        self.bases = Bases::of(&self.ledger, project, &source).map(Arc::new);
-        Ok(())
-    }
-
-    /// Dimensions of rows of a pair.
-    pub(crate) fn block_dims(&self, pair: Pair) -> Dims {
-        let bases = self.bases.as_deref().filter(|_| pair.projected);
-        let rank = |basis: Option<&Basis>, dim| basis.map_or(dim, Basis::rank);
-        Dims {
-            k: rank(bases.and_then(|bases| bases.k.as_ref()), self.dims.k),
-            v: rank(bases.and_then(|bases| bases.v.as_ref()), self.dims.v),
-            ..self.dims
-        }
-    }
-
     /// Whether the recent window has grown by a batch that should be packed.
     pub(crate) fn pack_due(&self, targets: &Targets) -> bool {
         let few = self.kept < project::rows_needed(self.dims.k.max(self.dims.v));
@@ -416,13 +314,4 @@ impl Head {
             threshold: self.threshold,
         }
     }
-}
-
-/// A row as it is stored: as it is, or in a basis.
-fn coordinates<'a>(basis: Option<&Basis>, row: &'a [f32]) -> Cow<'a, [f32]> {
-    basis.map_or(Cow::Borrowed(row), |basis| {
-        let mut out = Vec::with_capacity(basis.rank());
-        basis.project(row, &mut out);
-        Cow::Owned(out)
-    })
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use cinch_hooks::HookError;
 
-use super::block::Buffers;
 use super::picked::Picked;
+use super::side::Buffers;
 use super::{BLOCK_ROWS, Block, Column, Head, Pair, Targets};
 use crate::quantize::lower;
 

@@ -7,8 +7,9 @@ use cinch_kernels::Layout;
 
 use crate::plan::{Place, Plan};
 use crate::project;
+use crate::quantize::Beside;
 use crate::select::moments;
-use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, LINE, Pair};
+use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, LINE, Pair, extra_bytes};
 
 /// Bytes of one layer's K and V of `tokens` tokens in f16.
 pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
@@ -26,7 +27,10 @@ pub(crate) fn layer(
     tokens: usize,
 ) -> usize {
     let targets = plan.targets(place, dtype);
-    let row = |pair: Pair| pair.k.row_bytes(shape.k_dim) + pair.v.row_bytes(shape.v_dim);
+    let row = |pair: Pair| {
+        let (k, v) = pair.least();
+        k.row_bytes(shape.k_dim) + v.row_bytes(shape.v_dim)
+    };
     // Between two evictions rows gather that the next one drops.
     let kept = match (plan.budget(place, tokens, 0), plan.interval()) {
         (Some(budget), Some(interval)) => (budget.total + interval).min(tokens),
@@ -34,13 +38,18 @@ pub(crate) fn layer(
     };
     // Rows in full precision, and room that was opened for rows to come: a window that is about to be packed
     // and the block behind it.
+    // Blocks with something beside their codes are not filled up.
+    let smallest = match targets.packed.beside {
+        Beside::Nothing => BLOCK_ROWS,
+        _ => targets.batch().min(BLOCK_ROWS),
+    };
     let (full, packed, blocks) = if targets.packs() {
         let full = targets.sinks.min(kept) + 2 * targets.tail_capacity();
         (
             full,
             kept.saturating_sub(targets.residual + targets.sinks.min(kept)),
             // Of heads that hold more than others, some end in one more.
-            kept.div_ceil(BLOCK_ROWS) * 2 + 4 + usize::from(plan.floor().is_some()) * 2,
+            kept.div_ceil(smallest) * 2 + 4 + usize::from(plan.floor().is_some()) * 2,
         )
     } else {
         let rows = targets.tail_capacity();
@@ -70,6 +79,13 @@ pub(crate) fn layer(
         Some(_) => blocks,
         None => 1,
     };
-    let padding = blocks * (HEADER + 2 * (LINE - 1)) + tiles * tile;
+    let packed_pair = targets.packed;
+    let beside = extra_bytes(
+        packed_pair.beside,
+        packed.div_ceil(blocks.max(1)),
+        (packed_pair.k, shape.k_dim),
+        (packed_pair.v, shape.v_dim),
+    );
+    let padding = blocks * (HEADER + 2 * (LINE - 1) + beside) + tiles * tile;
     shape.kv_heads * (rows + padding + positions + own) + shared
 }

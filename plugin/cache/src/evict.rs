@@ -7,10 +7,11 @@ use cinch_hooks::HookError;
 use crate::layer::Compaction;
 use crate::plan::{Place, Plan};
 use crate::project::Queries;
+use crate::quantize::{Beside, zipcache};
 use crate::select::adaptive::{self, Candidate};
 use crate::select::merge::{Merged, merge};
 use crate::select::moments::Moments;
-use crate::select::{self, Budget, Edges, Reads, Rows};
+use crate::select::{self, Budget, Edges, Reads, Rows, Statistics};
 use crate::store::{Column, Dims, Head, Rebuilt, Targets};
 
 /// What a head's rows are ranked by, beside the rows themselves.
@@ -112,7 +113,7 @@ pub(crate) fn compact(
     targets: &Targets,
     what: Compaction,
     ranked: Option<Ranked>,
-    whole: bool,
+    context: &Context<'_>,
     queries: impl FnOnce() -> Queries,
 ) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
     let keep = ranked
@@ -122,6 +123,7 @@ pub(crate) fn compact(
         return Ok((Rebuilt::default(), None));
     }
     // Keys turn with their positions: those of the prompt's first part alone say little of those to come.
+    let whole = context.seen >= context.prompt;
     let project = plan.policy.project.as_ref().filter(|_| whole);
     if let Some(project) = project.filter(|_| head.bases.is_none()) {
         head.learn(project, queries)?;
@@ -130,9 +132,23 @@ pub(crate) fn compact(
         Some(keep) if plan.merges() => merged(head, plan, keep)?,
         _ => Merged::default(),
     };
-    let rebuilt = head.compact(keep.as_deref(), targets)?;
+    let salience = match targets.packed.beside {
+        Beside::Salient { .. } => salience(head, plan, context),
+        Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } => Vec::new(),
+    };
+    let rebuilt = head.compact(keep.as_deref(), targets, &salience)?;
     head.replace(&merged.rows, &merged.k, &merged.v)?;
     Ok((rebuilt, keep))
+}
+
+/// What each row of a head counts for.
+fn salience(head: &Head, plan: &Plan, context: &Context<'_>) -> Vec<f32> {
+    let scores = head
+        .scores
+        .as_ref()
+        .map_or(context.layer_scores, Column::as_slice);
+    let every = plan.statistics() == Statistics::Every;
+    zipcache::salience(scores, head.positions(), context.seen, every)
 }
 
 /// What becomes of the rows that evicted ones are merged into.

@@ -50,6 +50,8 @@ pub struct BlockView {
     pub channels: bool,
     /// Whether rows keep fewer dimensions.
     pub projected: bool,
+    /// What is held beside codes: `levels`, `error` or `salient`.
+    pub beside: Option<&'static str>,
     /// Rows held.
     pub rows: usize,
     /// Rows allocated.
@@ -89,6 +91,7 @@ fn head_view(head: &Head) -> HeadView {
                 rotated: block.pair().rotated,
                 channels: block.pair().channels,
                 projected: block.pair().projected,
+                beside: block.pair().beside.name(),
                 rows: block.rows(),
                 capacity: block.capacity(),
                 bytes: block.bytes(),

@@ -12,7 +12,7 @@ use cinch_kernels::Kernels;
 use cinch_protocol::Store;
 
 use crate::plan::{Place, Plan};
-use crate::quantize::bits;
+use crate::quantize::{Beside, bits};
 use crate::select::{Statistics, moments};
 use crate::store::{Column, Dims, Head, Ledger, Pair, Targets};
 
@@ -184,7 +184,9 @@ impl Layer {
             // Keys of as many bits in another basis or other groups are not what was asked for; of more bits, they are no worse.
             let same = (pair.rotated, pair.channels) == (asked.packed.rotated, asked.packed.channels);
             let basis = same || bits(pair.k) > bits(asked.packed.k);
-            bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v) && basis
+            // What is beside codes makes rows better, but for those that are among salient ones.
+            let beside = pair.beside == asked.packed.beside || !matches!(pair.beside, Beside::Salient { .. });
+            bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v) && basis && beside
         })
     }
 

@@ -8,9 +8,9 @@ use cinch_hooks::LayerShape;
 use cinch_kernels::Codec;
 use cinch_protocol::{Heads, Layers, Merge, Policy, PolicyError, Store};
 
-use crate::quantize;
+use crate::quantize::{self, Beside};
 use crate::select::{self, Budget, Method, Statistics, pyramid};
-use crate::store::{Pair, Targets};
+use crate::store::{MOST_DIM, Pair, Targets};
 
 /// Sinks that stay in full precision where a policy quantizes but does not select (KVQuant, arXiv
 /// 2401.18079, section 3.6, keeps the first token for the same reason).
@@ -165,13 +165,25 @@ impl Plan {
 
     /// Whether a model of these layers can be served so.
     pub(crate) fn fits(&self, shapes: &[LayerShape]) -> Result<(), PolicyError> {
-        let mut k_rank = None;
+        if let Some(dim) = shapes
+            .iter()
+            .map(|shape| shape.k_dim.max(shape.v_dim))
+            .find(|dim| *dim > MOST_DIM)
+        {
+            let allowed = format!("heads of at most {MOST_DIM} values");
+            return Err(PolicyError::new(
+                "store",
+                format!("heads of {dim} values"),
+                &allowed,
+            ));
+        }
+        let (mut k_rank, mut v_rank) = (None, None);
         if let Some(project) = &self.policy.project {
-            k_rank = project.k_rank;
+            (k_rank, v_rank) = (project.k_rank, project.v_rank);
             for shape in shapes {
                 for (field, rank, dim) in [
                     ("project.k_rank", k_rank, shape.k_dim),
-                    ("project.v_rank", project.v_rank, shape.v_dim),
+                    ("project.v_rank", v_rank, shape.v_dim),
                 ] {
                     if let Some(rank) = rank.filter(|rank| *rank as usize > dim) {
                         let allowed = format!("at most {dim}, what this model's heads have");
@@ -190,11 +202,9 @@ impl Plan {
             return Err(PolicyError::new("quantize.layers", range, &allowed));
         }
         for (layer, shape) in shapes.iter().enumerate() {
-            if let (Some(codec), _) = quantize::codecs(quantize, layer)
-                && quantize::by_channel(quantize)
-            {
-                quantize::kivi::check(codec, k_rank.map_or(shape.k_dim, |rank| rank as usize))?;
-            }
+            let dim = |rank: Option<u32>, dim| rank.map_or(dim, |rank| rank as usize);
+            let (k_dim, v_dim) = (dim(k_rank, shape.k_dim), dim(v_rank, shape.v_dim));
+            quantize::fits(quantize, layer, k_dim, v_dim)?;
         }
         Ok(())
     }
@@ -210,6 +220,7 @@ impl Plan {
         let (k, v) = quantize.map_or((None, None), |quantize| quantize::codecs(quantize, place.layer));
         // Of keys that are packed.
         let keys = quantize.filter(|_| k.is_some());
+        let packed = quantize.filter(|_| k.is_some() || v.is_some());
         Targets {
             store,
             packed: Pair {
@@ -218,6 +229,7 @@ impl Plan {
                 rotated: keys.is_some_and(|quantize| quantize.rotate_k),
                 channels: keys.is_some_and(quantize::by_channel),
                 projected: self.policy.project.is_some(),
+                beside: packed.map_or(Beside::Nothing, quantize::beside),
             },
             sinks: self.sinks,
             residual: self.residual,

@@ -3,8 +3,7 @@
 
 mod common;
 
-use cinch_protocol::QuantizeMethod;
-use common::matrix::each;
+use common::matrix::{by_channel, each};
 use common::*;
 
 const MODEL: Model = Model {
@@ -44,13 +43,16 @@ fn the_bound_of_a_long_sequence_is_near() {
         let (held, most) = (seq[0].cache.bytes(), plugin.most_bytes(policy, 3000).unwrap());
         println!("{name}: {held} of {most}, {:.3}", most as f64 / held as f64);
         // Of keys by channel, every block that an eviction leaves may end with a tile that is not full.
-        let by_channel = policy
+        let by_channel = policy.quantize.as_ref().is_some_and(by_channel);
+        let beside = policy
             .quantize
             .as_ref()
-            .is_some_and(|q| q.method == QuantizeMethod::Kivi);
+            .is_some_and(|q| ["kvquant", "gear", "zipcache"].contains(&q.method.name()));
         let near = match &policy.project {
             // All dimensions may have to be held until a prompt is whole.
             Some(_) => 2.5,
+            // Blocks with something beside their codes may all be of a batch of 64.
+            None if beside => 1.7,
             None if by_channel => 1.35,
             None => 1.25,
         };

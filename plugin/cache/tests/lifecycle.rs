@@ -6,7 +6,7 @@ mod common;
 use cinch_cache::{Plugin, RequestState};
 use cinch_hooks::{CachePolicy, ForkRole};
 use cinch_kernels::Codec;
-use cinch_protocol::Policy;
+use cinch_protocol::{Policy, Quantize};
 use common::matrix::*;
 use common::*;
 
@@ -186,7 +186,15 @@ fn a_second_turn_continues_a_prefix() {
 
         let mut tight = common::policy(r#"{"quantize": {"k_bits": 2, "v_bits": 2, "residual": 16}}"#);
         if let (Some(own), Some(theirs)) = (&mut tight.quantize, &policy.quantize) {
-            (own.rotate_k, own.method) = (theirs.rotate_k, theirs.method);
+            // Of the same method, where it has so few bits.
+            *own = Quantize {
+                k_bits: own.k_bits,
+                v_bits: own.v_bits,
+                ..theirs.clone()
+            };
+            if tight.validate().is_err() {
+                tight.quantize = policy.quantize.clone();
+            }
         }
         let other = Policy {
             select: policy.select.clone(),

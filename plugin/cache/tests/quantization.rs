@@ -107,7 +107,9 @@ fn served(json: &str) -> (Vec<f32>, Vec<Vec<f32>>) {
     let blocks = &plugin.inspect(&*seq.cache).unwrap()[0].heads[0].blocks;
     let wants = json.contains("rotate_k");
     let packed: Vec<_> = blocks.iter().filter(|block| block.k != block.v).collect();
-    let by_channel = json.contains("kivi");
+    let by_channel = ["kivi", "kvquant", "gear"]
+        .iter()
+        .any(|method| json.contains(method));
     let right = |block: &&&BlockView| (block.rotated, block.channels) == (wants, by_channel);
     assert!(!packed.is_empty() && packed.iter().filter(right).count() == packed.len());
     let queries = (0..ONE.group)
@@ -176,6 +178,58 @@ fn rotated_keys_are_what_the_paper_says() {
         );
         assert!(own < codec / 4.0 + 2e-4, "{bits} bits: {own:e} beside {codec:e}");
     }
+}
+
+/// What the output is off by, K of so many bits, against f64 attention over all keys as they are.
+fn error(quantize: &str, bits: u32) -> f64 {
+    let json = format!(r#"{{"quantize": {{{quantize}, "k_bits": {bits}, "v_bits": 16, "residual": 16}}}}"#);
+    let (out, queries) = served(&json);
+    distance(&out, &oracle(&queries, |_, k| k.to_vec()))
+}
+
+/// Each of what these methods add is worth it by itself, on keys with values far off in some channels.
+#[test]
+fn what_is_beside_codes_makes_keys_better() {
+    for bits in [2, 3, 4] {
+        let kivi = error(r#""method": "kivi""#, bits);
+        for better in [
+            r#""method": "kvquant", "outliers": 0.0"#,
+            r#""method": "gear", "outliers": 0.0, "rank": 8"#,
+            r#""method": "gear", "outliers": 0.05, "rank": 1"#,
+        ] {
+            let own = error(better, bits);
+            assert!(own < 0.97 * kivi, "{bits} bits, {better}: {own:e}, kivi {kivi:e}");
+        }
+    }
+}
+
+/// Salient rows have the error of their bits, the others that of fewer: of a share that rises, less and less.
+#[test]
+fn salient_keys_have_more_bits() {
+    let of = |salient: f64| error(&format!(r#""method": "zipcache", "salient": {salient}"#), 8);
+    let shares: Vec<f64> = [0.05, 0.4, 0.95].map(of).to_vec();
+    assert!(shares.is_sorted_by(|a, b| a > b), "{shares:?}");
+}
+
+/// Keys and values that a head of this format holds exactly come back exactly.
+#[test]
+fn fp8_keys_are_the_nearest_of_the_format() {
+    let (out, queries) =
+        served(r#"{"quantize": {"method": "fp8", "k_bits": 8, "v_bits": 16, "residual": 16}}"#);
+    let nearest = |x: &f64| {
+        // 2^e times 8 to 15 eighths, from 2^-6 on; below, steps of 2^-9.
+        let step = 2f64.powi((x.abs().max(2f64.powi(-6)).log2().floor() as i32) - 3);
+        ((x / step).round_ties_even() * step).clamp(-448.0, 448.0)
+    };
+    let right = oracle(&queries, |token, k| {
+        let stored = if is_packed(token) {
+            k.iter().map(nearest).collect()
+        } else {
+            k.to_vec()
+        };
+        stored
+    });
+    assert!(distance(&out, &right) < 1e-4, "{:e}", distance(&out, &right));
 }
 
 /// Where KIVI's last tile of 32 ends, in a store of `ROWS` rows whose last one was decoded.

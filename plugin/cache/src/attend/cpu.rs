@@ -4,9 +4,7 @@ use std::cell::RefCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cinch_hooks::HookError;
-use cinch_kernels::{
-    Codec, ColumnSums, Layout, Partial, Rows, RowsMut, Scratch, Segment, Stat, accumulate, merge, total,
-};
+use cinch_kernels::{ColumnSums, Partial, Rows, RowsMut, Scratch, Stat, accumulate, merge, total};
 use smallvec::smallvec;
 
 use super::host::between;
@@ -15,7 +13,7 @@ use super::{Step, Sums, add, collect, counts, observed};
 use crate::error::kernel;
 use crate::layer::Layer;
 use crate::registry::lock;
-use crate::store::Head;
+use crate::store::{Head, whole};
 
 /// What one decode piece gives.
 #[derive(Default)]
@@ -233,7 +231,7 @@ fn prefill(
 /// A head's K and V in f32.
 type Expanded = Option<(Vec<f32>, Vec<f32>)>;
 
-/// All rows of heads that have projected ones, a head's at a time in whole dimensions: many queries attend to them.
+/// All rows of heads that the kernels can't take as they are, a head's at a time: many queries attend to them.
 fn expanded(step: &Step<'_>, layers: &[MutexGuard<'_, Layer>]) -> Result<Vec<Vec<Expanded>>, HookError> {
     let heads = layers.first().map_or(0, |layer| layer.heads.len());
     let mut all: Vec<Vec<Expanded>> = vec![vec![None; heads]; layers.len()];
@@ -241,27 +239,13 @@ fn expanded(step: &Step<'_>, layers: &[MutexGuard<'_, Layer>]) -> Result<Vec<Vec
         .iter()
         .zip(&mut all)
         .flat_map(|(layer, all)| layer.heads.iter().zip(all))
-        .filter(|(head, _)| head.bases.is_some())
+        .filter(|(head, _)| !head.is_plain())
         .collect();
     step.run_each(&mut tasks, |(head, to)| {
         **to = Some(head.unpack()?);
         Ok(())
     })?;
     Ok(all)
-}
-
-/// Rows in f32 as the kernels take them.
-fn whole<'a>(rows: usize, k: &'a [f32], v: &'a [f32]) -> Segment<'a> {
-    Segment {
-        k_codec: Codec::F32,
-        v_codec: Codec::F32,
-        k_layout: Layout::Rows,
-        v_layout: Layout::Rows,
-        k_rotated: false,
-        rows,
-        k: bytemuck::cast_slice(k),
-        v: bytemuck::cast_slice(v),
-    }
 }
 
 /// Refuses rows that can't be stored.

@@ -206,7 +206,7 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
         &task.targets,
         what,
         task.ranked.take(),
-        task.context.seen >= task.context.prompt,
+        &task.context,
         || queries(step, &source),
     )?;
     if task.rebuilt != Rebuilt::default()

@@ -10,13 +10,14 @@
 //! of whole tiles; policies that evict often at 2 bits, for the rounding above.
 
 use cinch_kernels::{Codec, Layout};
-use cinch_protocol::PolicyError;
+use cinch_protocol::{PolicyError, QuantizeMethod};
 
 /// Whether keys of this dimension can be quantized so: in whole groups of 32 channels.
-pub(crate) fn check(codec: Codec, k_dim: usize) -> Result<(), PolicyError> {
+pub(super) fn check(method: QuantizeMethod, codec: Codec, k_dim: usize) -> Result<(), PolicyError> {
     if Layout::KeyChannels.fits(codec, k_dim) {
         return Ok(());
     }
-    let allowed = format!("rtn: kivi needs keys of a multiple of 32 values, these have {k_dim}");
-    Err(PolicyError::new("quantize.method", "kivi", &allowed))
+    let name = method.name();
+    let allowed = format!("rtn: {name} needs keys of a multiple of 32 values, these have {k_dim}");
+    Err(PolicyError::new("quantize.method", name, &allowed))
 }

@@ -7,7 +7,7 @@
 use cinch_kernels::Codec;
 use cinch_protocol::Bits;
 
-pub(crate) fn codec(bits: Bits) -> Option<Codec> {
+pub(super) fn codec(bits: Bits) -> Option<Codec> {
     match bits {
         Bits::B2 => Some(Codec::Int2),
         Bits::B3 => Some(Codec::Int3),

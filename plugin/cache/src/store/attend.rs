@@ -1,13 +1,15 @@
-//! One token's attention over a head's rows, whatever dimensions they keep. Invariant: rows that keep fewer are attended to
-//! as they are stored: the query is projected once, and their weighted sum expanded once.
+//! One token's attention over a head's rows, whatever they keep. Invariant: rows that keep fewer dimensions are attended to
+//! in those: the query is projected once, and their weighted sum expanded once.
 
 use std::ops::Range;
 
 use cinch_hooks::HookError;
-use cinch_kernels::{Heads, Partial, Scratch, Stat};
+use cinch_kernels::{Codec, Heads, Layout, Partial, Scratch, Segment, Stat};
+use smallvec::smallvec;
 
 use super::{Head, Pair};
 use crate::error::kernel;
+use crate::quantize::Beside;
 
 /// What a run of rows of one kind gave.
 struct Run {
@@ -28,7 +30,7 @@ impl Head {
         weights: Option<&mut [f32]>,
         scratch: &mut Scratch,
     ) -> Result<(), HookError> {
-        if self.bases.is_none() {
+        if self.is_plain() {
             let segments = self.segments(rows.start, rows.end);
             return self
                 .dims
@@ -91,12 +93,19 @@ impl Head {
             }
             None => q,
         };
+        let unpacked;
+        let segments = if pair.beside == Beside::Nothing {
+            self.segments(rows.start, rows.end)
+        } else {
+            unpacked = self.coordinates(rows.clone())?;
+            smallvec![whole(rows.len(), &unpacked.0, &unpacked.1)]
+        };
         let mut weights = vec![0.0; if weighs { heads.q_heads * rows.len() } else { 0 }];
         self.dims
             .kernels
             .attend_decode(
                 &own,
-                &self.segments(rows.start, rows.end),
+                &segments,
                 q,
                 part,
                 weighs.then_some(&mut weights[..]),
@@ -113,8 +122,33 @@ impl Head {
         })
     }
 
-    /// The longest runs of rows that are all projected or all not, each with the pair of its first.
+    /// Rows in f32 as they are stored, in the dimensions that they keep.
+    fn coordinates(&self, rows: Range<usize>) -> Result<(Vec<f32>, Vec<f32>), HookError> {
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        for block in &self.blocks {
+            let (from, to) = (rows.start.max(start), rows.end.min(start + block.rows()));
+            if from < to {
+                let dims = self.block_dims(block.pair());
+                let (keys, values) = (k.len(), v.len());
+                k.resize(keys + block.rows() * dims.k, 0.0);
+                v.resize(values + block.rows() * dims.v, 0.0);
+                block.unpack_keys(&mut k[keys..])?;
+                block.unpack_values(&mut v[values..])?;
+                k.truncate(keys + (to - start) * dims.k);
+                v.truncate(values + (to - start) * dims.v);
+                k.drain(keys..keys + (from - start) * dims.k);
+                v.drain(values..values + (from - start) * dims.v);
+            }
+            start += block.rows();
+        }
+        Ok((k, v))
+    }
+
+    /// The longest runs of rows of one kind, all projected or all not and all plain or all not, each with the pair of its
+    /// first.
     fn runs(&self, rows: Range<usize>) -> Vec<(Pair, Range<usize>)> {
+        let kind = |pair: &Pair| (pair.projected, pair.beside == Beside::Nothing);
         let mut out: Vec<(Pair, Range<usize>)> = Vec::new();
         let mut start = 0;
         for block in &self.blocks {
@@ -125,10 +159,24 @@ impl Head {
             }
             let pair = block.pair();
             match out.last_mut() {
-                Some((same, run)) if same.projected == pair.projected => run.end = to,
+                Some((same, run)) if kind(same) == kind(&pair) => run.end = to,
                 _ => out.push((pair, from..to)),
             }
         }
         out
+    }
+}
+
+/// Rows in f32 as the kernels take them.
+pub(crate) fn whole<'a>(rows: usize, k: &'a [f32], v: &'a [f32]) -> Segment<'a> {
+    Segment {
+        k_codec: Codec::F32,
+        v_codec: Codec::F32,
+        k_layout: Layout::Rows,
+        v_layout: Layout::Rows,
+        k_rotated: false,
+        rows,
+        k: bytemuck::cast_slice(k),
+        v: bytemuck::cast_slice(v),
     }
 }

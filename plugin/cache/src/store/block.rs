@@ -8,11 +8,14 @@ use bytemuck::{Pod, Zeroable};
 use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Kernels, Layout, Segment};
 
+use super::extra::{Extra, Extras};
 use super::ledger::{Charge, Ledger};
 use super::picked::Picked;
-use super::side::{self, Buffers, Part, Side, gather};
+use super::side::{self, Buffers, Part, Side, gather, moved};
 use crate::error::kernel;
 use crate::project::Bases;
+use crate::quantize::zipcache::Marks;
+use crate::quantize::{Beside, bits, lower};
 
 /// What the allocator holds for a block besides its rows: the struct and its two reference counts.
 pub(crate) const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
@@ -43,6 +46,8 @@ pub(crate) struct Pair {
     pub(crate) channels: bool,
     /// Rows are coordinates in the head's bases.
     pub(crate) projected: bool,
+    /// What is held beside codes.
+    pub(crate) beside: Beside,
 }
 
 impl Pair {
@@ -53,19 +58,62 @@ impl Pair {
             rotated: false,
             channels: false,
             projected: false,
+            beside: Beside::Nothing,
+        }
+    }
+
+    /// The codecs of rows that keep the fewest bits.
+    pub(crate) fn least(self) -> (Codec, Codec) {
+        let least = |codec| {
+            if bits(codec) < 16 {
+                self.beside.least(codec)
+            } else {
+                codec
+            }
+        };
+        (least(self.k), least(self.v))
+    }
+
+    /// What rows of this pair become where `wanted` is asked for: K and V never gain bits, nor dimensions.
+    pub(crate) fn lowered(self, wanted: Self) -> Self {
+        let (k, v) = (lower(self.k, wanted.k), lower(self.v, wanted.v));
+        let (least, asked) = (self.least(), wanted.least());
+        let below = (lower(least.0, asked.0), lower(least.1, asked.1));
+        // Rows of few bits among others would gain some if all were packed alike.
+        let mixed = matches!(self.beside, Beside::Salient { .. });
+        let gain = bits(asked.0) > bits(least.0) || bits(asked.1) > bits(least.1);
+        let kept = ((k, v) == (self.k, self.v) && below == least) || (mixed && gain);
+        // What is not packed anew stays as it is.
+        let own = if kept { self } else { wanted };
+        let keys = if k == self.k && self.beside == own.beside {
+            self
+        } else {
+            own
+        };
+        Self {
+            k: if kept { self.k } else { k },
+            v: if kept { self.v } else { v },
+            rotated: keys.rotated,
+            channels: keys.channels,
+            projected: self.projected || wanted.projected,
+            beside: own.beside,
         }
     }
 
     fn sides(self, dims: Dims) -> (Side, Side) {
-        let k = if self.channels {
-            Layout::KeyChannels
-        } else {
-            dims.kernels.key_layout(self.k, dims.k)
+        // Rows that come back with more than their codes are unpacked first: no layout is faster than another.
+        let plain = self.beside == Beside::Nothing;
+        let k = match plain {
+            _ if self.channels => Layout::KeyChannels,
+            true => dims.kernels.key_layout(self.k, dims.k),
+            false => Layout::Rows,
         };
-        (
-            Side::new(self.k, dims.k, k),
-            Side::new(self.v, dims.v, dims.kernels.value_layout(self.v, dims.v)),
-        )
+        let v = match plain {
+            true => dims.kernels.value_layout(self.v, dims.v),
+            false => Layout::Rows,
+        };
+        let (k_codec, v_codec) = self.least();
+        (Side::new(k_codec, dims.k, k), Side::new(v_codec, dims.v, v))
     }
 }
 
@@ -80,14 +128,24 @@ pub(crate) struct Block {
     /// Rows when it was filled; what was cut off since is still there.
     filled: u32,
     capacity: u32,
+    /// Where V begins, in bytes.
+    values_at: u32,
     data: Box<[Line]>,
+    extras: Option<Box<Extras>>,
     charge: Charge,
 }
 
 impl Block {
     pub(crate) fn new(ledger: &Arc<Ledger>, dims: Dims, pair: Pair, capacity: usize) -> Self {
+        Self::with_room(ledger, dims, pair, capacity, 0)
+    }
+
+    /// The same, for rows of which so many lie beside the others.
+    fn with_room(ledger: &Arc<Ledger>, dims: Dims, pair: Pair, capacity: usize, beside: usize) -> Self {
         let (k, v) = pair.sides(dims);
-        let bytes = k.bytes(capacity) + v.bytes(capacity);
+        let held = |side: Side, codec| capacity - if side.codec == codec { 0 } else { beside };
+        let (k_bytes, v_bytes) = (k.bytes(held(k, pair.k)), v.bytes(held(v, pair.v)));
+        let bytes = k_bytes + v_bytes;
         let data = vec![Line::zeroed(); bytes / LINE].into_boxed_slice();
         let charge = Charge::new(ledger, bytes + HEADER);
         Self {
@@ -98,6 +156,8 @@ impl Block {
             rows: 0,
             filled: 0,
             capacity: capacity as u32,
+            values_at: k_bytes as u32,
+            extras: None,
             data,
             charge,
         }
@@ -110,33 +170,58 @@ impl Block {
         pair: Pair,
         capacity: usize,
         pieces: impl Iterator<Item = (&'a Self, &'a Picked<'a>)> + Clone,
+        salience: &[f32],
         buffers: &mut Buffers,
     ) -> Result<Self, HookError> {
-        let mut block = Self::new(ledger, dims, pair, capacity);
         let rows = pieces.clone().map(|(_, rows)| rows.len()).sum();
+        let marks = match pair.beside {
+            Beside::Salient { share, .. } => Marks::of(salience, &low(pieces.clone()), share),
+            Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } => Marks::default(),
+        };
+        let mut block = Self::with_room(ledger, dims, pair, capacity, marks.count());
         let (kernels, k_side, v_side) = (dims.kernels, block.k, block.v);
         let (k, v) = block.bytes_mut();
         let basis = |source: &Self| bases.filter(|_| pair.projected && !source.pair.projected);
         let keys = pieces.clone().map(|(source, rows)| Part {
             bytes: source.k_bytes(0..source.rows()),
             side: source.k,
+            extra: source.extras.as_deref().map(|extras| (&extras.k, &extras.marks)),
             stored: source.rows(),
             rotated: (source.pair.rotated, pair.rotated),
             basis: basis(source).and_then(|bases| bases.k.as_ref()),
             rows,
         });
-        gather(kernels, k_side, keys, rows, k, buffers)?;
         let values = pieces.map(|(source, rows)| Part {
             bytes: source.v_bytes(0..source.rows()),
             side: source.v,
+            extra: source.extras.as_deref().map(|extras| (&extras.v, &extras.marks)),
             stored: source.rows(),
             rotated: (false, false),
             basis: basis(source).and_then(|bases| bases.v.as_ref()),
             rows,
         });
-        gather(kernels, v_side, values, rows, v, buffers)?;
+        if pair.beside == Beside::Nothing {
+            gather(kernels, k_side, keys, rows, k, buffers)?;
+            gather(kernels, v_side, values, rows, v, buffers)?;
+        } else {
+            let pack = |side, codec, values, to| {
+                Extra::pack(kernels, (side, codec), pair.beside, &marks, values, to)
+            };
+            let extras = Extras {
+                k: pack(k_side, pair.k, moved(kernels, k_side, keys)?, k)?,
+                v: pack(v_side, pair.v, moved(kernels, v_side, values)?, v)?,
+                marks,
+            };
+            block.set_extras(extras);
+        }
         (block.rows, block.filled) = (rows as u32, rows as u32);
         Ok(block)
+    }
+
+    fn set_extras(&mut self, extras: Extras) {
+        let before = self.extras.as_ref().map_or(0, |extras| extras.bytes());
+        self.charge.set(self.charge.bytes() - before + extras.bytes());
+        self.extras = Some(Box::new(extras));
     }
 
     pub(crate) fn pair(&self) -> Pair {
@@ -165,11 +250,15 @@ impl Block {
 
     /// The last row at or before `row` from which on rows can be attended to.
     pub(crate) fn cut(&self, row: usize) -> usize {
-        let step = self.k.layout.step().max(self.v.layout.step());
+        let step = match self.pair.beside {
+            Beside::Nothing => self.k.layout.step().max(self.v.layout.step()),
+            // Such blocks are unpacked whole.
+            _ => self.rows().max(1),
+        };
         row / step * step
     }
 
-    /// Some of the rows as the kernels take them, from a cut on.
+    /// Some of the rows as the kernels take them, from a cut on. Of a block with nothing beside its codes.
     pub(crate) fn segment(&self, rows: Range<usize>) -> Segment<'_> {
         Segment {
             k_codec: self.k.codec,
@@ -184,24 +273,40 @@ impl Block {
     }
 
     fn k_bytes(&self, rows: Range<usize>) -> &[u8] {
-        self.part(self.k, 0, rows)
+        self.part(self.k, 0, self.held(self.k, self.pair.k), rows)
     }
 
     fn v_bytes(&self, rows: Range<usize>) -> &[u8] {
-        self.part(self.v, self.k.bytes(self.capacity()), rows)
+        self.part(
+            self.v,
+            self.values_at as usize,
+            self.held(self.v, self.pair.v),
+            rows,
+        )
     }
 
-    /// Rows from a cut on, and what else is in the last one's tile.
-    fn part(&self, side: Side, base: usize, rows: Range<usize>) -> &[u8] {
-        let stored = side.layout.stored_rows(self.filled as usize);
-        let span = side.layout.span(stored, rows.start, rows.len());
+    /// Rows whose codes lie with the others, of those it was filled with.
+    fn held(&self, side: Side, codec: Codec) -> usize {
+        let beside = match &self.extras {
+            Some(extras) if side.codec != codec => extras.marks.count(),
+            _ => 0,
+        };
+        self.filled as usize - beside
+    }
+
+    /// Rows from a cut on, and what else is in the last one's tile. Where there is something beside codes, all of them.
+    fn part(&self, side: Side, base: usize, held: usize, rows: Range<usize>) -> &[u8] {
+        let stored = side.layout.stored_rows(held);
+        let span = match self.extras {
+            Some(_) => 0..stored,
+            None => side.layout.span(stored, rows.start, rows.len()),
+        };
         let bytes: &[u8] = bytemuck::cast_slice(&self.data);
         &bytes[base + span.start * side.row()..base + span.end * side.row()]
     }
 
     fn bytes_mut(&mut self) -> (&mut [u8], &mut [u8]) {
-        let base = self.k.bytes(self.capacity());
-        bytemuck::cast_slice_mut(&mut self.data).split_at_mut(base)
+        bytemuck::cast_slice_mut(&mut self.data).split_at_mut(self.values_at as usize)
     }
 
     /// Packs `rows` contiguous fresh rows behind the others; only rows of the store's own codec come fresh, and those
@@ -228,9 +333,43 @@ impl Block {
         if self.pair.rotated {
             kernels.rotate(k_side.dim(), &mut rotated).map_err(kernel)?;
         }
+        if self.extras.is_some() {
+            return self.replace_coded(row, &rotated, v);
+        }
         let (to_k, to_v) = self.bytes_mut();
         side::replace(kernels, k_side, filled, row, &rotated, to_k)?;
         side::replace(kernels, v_side, filled, row, v, to_v)
+    }
+
+    /// The same where codes alone do not make a row: all are made anew, but for which are salient.
+    fn replace_coded(&mut self, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
+        let (kernels, pair, filled) = (self.kernels, self.pair, self.filled as usize);
+        let (k_side, v_side) = (self.k, self.v);
+        let Some(extras) = self.extras.clone() else {
+            return Ok(());
+        };
+        let mut values = [vec![0.0; filled * k_side.dim()], vec![0.0; filled * v_side.dim()]];
+        let [all_k, all_v] = &mut values;
+        extras
+            .k
+            .unpack(kernels, k_side, &extras.marks, self.k_bytes(0..filled), all_k)?;
+        extras
+            .v
+            .unpack(kernels, v_side, &extras.marks, self.v_bytes(0..filled), all_v)?;
+        all_k[row * k_side.dim()..(row + 1) * k_side.dim()].copy_from_slice(k);
+        all_v[row * v_side.dim()..(row + 1) * v_side.dim()].copy_from_slice(v);
+        let (to_k, to_v) = self.bytes_mut();
+        let [all_k, all_v] = values;
+        let marks = extras.marks;
+        let pack =
+            |side, codec, values, to| Extra::pack(kernels, (side, codec), pair.beside, &marks, values, to);
+        let extras = Extras {
+            k: pack(k_side, pair.k, all_k, to_k)?,
+            v: pack(v_side, pair.v, all_v, to_v)?,
+            marks,
+        };
+        self.set_extras(extras);
+        Ok(())
     }
 
     /// A copy of its own with the same capacity, to append to where a fork shares this one.
@@ -243,6 +382,8 @@ impl Block {
             rows: self.rows,
             filled: self.filled,
             capacity: self.capacity,
+            values_at: self.values_at,
+            extras: self.extras.clone(),
             data: self.data.clone(),
             charge: Charge::new(self.charge.ledger(), self.charge.bytes()),
         }
@@ -252,9 +393,12 @@ impl Block {
     pub(crate) fn unpack_keys(&self, to: &mut [f32]) -> Result<(), HookError> {
         let (kernels, side) = (self.kernels, self.k);
         let bytes = self.k_bytes(0..self.rows());
-        kernels
-            .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
-            .map_err(kernel)?;
+        match &self.extras {
+            Some(extras) => extras.k.unpack(kernels, side, &extras.marks, bytes, to)?,
+            None => kernels
+                .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
+                .map_err(kernel)?,
+        }
         if self.pair.rotated {
             kernels.rotate(side.dim(), to).map_err(kernel)?;
         }
@@ -264,8 +408,25 @@ impl Block {
     /// Unpacks all values.
     pub(crate) fn unpack_values(&self, to: &mut [f32]) -> Result<(), HookError> {
         let (side, bytes) = (self.v, self.v_bytes(0..self.rows()));
-        self.kernels
-            .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
-            .map_err(kernel)
+        match &self.extras {
+            Some(extras) => extras.v.unpack(self.kernels, side, &extras.marks, bytes, to),
+            None => self
+                .kernels
+                .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
+                .map_err(kernel),
+        }
     }
+}
+
+/// Which rows have lost the bits of salient ones.
+fn low<'a>(pieces: impl Iterator<Item = (&'a Block, &'a Picked<'a>)>) -> Vec<bool> {
+    let mut low = Vec::new();
+    for (block, rows) in pieces {
+        let marks = match block.pair.beside {
+            Beside::Salient { .. } => block.extras.as_ref().map(|extras| extras.marks),
+            Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } => None,
+        };
+        rows.for_runs(|_, run| low.extend(run.map(|row| marks.is_some_and(|marks| !marks.has(row)))));
+    }
+    low
 }

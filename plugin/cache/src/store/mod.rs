@@ -4,6 +4,7 @@
 mod attend;
 mod bases;
 pub(crate) mod block;
+mod extra;
 pub(crate) mod ledger;
 mod picked;
 mod rebuild;
@@ -17,10 +18,14 @@ use cinch_kernels::Segment;
 use smallvec::SmallVec;
 
 use crate::project::{self, Bases};
+use crate::quantize::Beside;
 
+pub(crate) use attend::whole;
 pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
+pub(crate) use extra::most_bytes as extra_bytes;
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
 pub(crate) use rebuild::Rebuilt;
+pub(crate) use side::MOST_DIM;
 pub(crate) use targets::Targets;
 
 /// Rows of a closed block at most. A header is then well under 1 % of a packed block's bytes, and a block
@@ -87,6 +92,27 @@ impl Head {
             + self.scores.as_ref().map_or(0, Column::bytes)
             + self.moments.as_ref().map_or(0, Column::bytes)
             + self.bases.as_ref().map_or(0, |bases| bases.bytes())
+    }
+
+    /// The first row of each block.
+    fn starts(&self) -> Vec<usize> {
+        let mut start = 0;
+        let blocks = self.blocks.iter();
+        blocks
+            .map(|block| {
+                start += block.rows();
+                start - block.rows()
+            })
+            .collect()
+    }
+
+    /// Whether the kernels can take all rows as they are stored, in whole dimensions.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.bases.is_none()
+            && self
+                .blocks
+                .iter()
+                .all(|block| block.pair().beside == Beside::Nothing)
     }
 
     /// The last row at or before `row` from which on rows can be attended to.

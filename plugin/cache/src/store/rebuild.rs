@@ -9,7 +9,7 @@ use cinch_hooks::HookError;
 use super::picked::Picked;
 use super::side::Buffers;
 use super::{BLOCK_ROWS, Block, Column, Head, Pair, Targets};
-use crate::quantize::lower;
+use crate::quantize::Beside;
 
 /// Rows of one block that go to one place in one codec pair.
 struct Piece<'a> {
@@ -24,6 +24,8 @@ struct Group<'a> {
     pair: Pair,
     window: bool,
     rows: usize,
+    /// It is a block that needs no change.
+    intact: bool,
     pieces: Vec<Piece<'a>>,
 }
 
@@ -39,7 +41,13 @@ pub(crate) struct Rebuilt {
 impl Head {
     /// Keeps the rows at `keep` (strictly increasing; `None`: all) and packs what lies between sinks and
     /// recent window. On an error nothing has changed.
-    pub(crate) fn compact(&mut self, keep: Option<&[u32]>, targets: &Targets) -> Result<Rebuilt, HookError> {
+    /// `salience` is what each row counts for, where the targets have salient rows.
+    pub(crate) fn compact(
+        &mut self,
+        keep: Option<&[u32]>,
+        targets: &Targets,
+        salience: &[f32],
+    ) -> Result<Rebuilt, HookError> {
         let targets = &self.reachable(targets);
         let groups = self.groups(keep, targets);
         let rows: usize = groups.iter().map(|group| group.rows).sum();
@@ -50,6 +58,7 @@ impl Head {
         let last = groups.len().wrapping_sub(1);
         let own = Pair::both(targets.store);
         let mut buffers = Buffers::default();
+        let starts = self.starts();
         let mut blocks = Vec::with_capacity(groups.len());
         for (index, group) in groups.iter().enumerate() {
             rebuilt.transcoded += group
@@ -82,6 +91,7 @@ impl Head {
                 group.pair,
                 capacity,
                 pieces,
+                &group.salience(&starts, salience),
                 &mut buffers,
             )?;
             blocks.push(Arc::new(block));
@@ -143,16 +153,7 @@ impl Head {
                 } else {
                     targets.packed
                 };
-                let k = lower(block.pair().k, wanted.k);
-                // Keys that are not packed anew stay in the basis and the groups that they are in.
-                let basis = if k == block.pair().k { block.pair() } else { wanted };
-                let pair = Pair {
-                    k,
-                    v: lower(block.pair().v, wanted.v),
-                    rotated: basis.rotated,
-                    channels: basis.channels,
-                    projected: block.pair().projected || wanted.projected,
-                };
+                let pair = block.pair().lowered(wanted);
                 let piece = Piece {
                     source,
                     rows: part,
@@ -168,8 +169,25 @@ impl Head {
     }
 }
 
+impl Group<'_> {
+    /// What its rows count for, `starts` being the first rows of the head's blocks.
+    fn salience(&self, starts: &[usize], salience: &[f32]) -> Vec<f32> {
+        let mut own = Vec::new();
+        if let Beside::Salient { .. } = self.pair.beside {
+            for piece in &self.pieces {
+                let start = starts[piece.source];
+                piece.rows.for_runs(|_, run| {
+                    own.extend(run.map(|row| salience.get(start + row).copied().unwrap_or(0.0)));
+                });
+            }
+        }
+        own
+    }
+}
+
 /// Puts a piece behind the last group where it fits in, else in a group of its own. A piece that is
-/// rewritten anyway fills the last group up first; an intact block is never cut.
+/// rewritten anyway fills the last group up first; an intact block is never cut, and one with something beside its codes
+/// never rewritten: each time would cost it.
 fn place<'a>(groups: &mut Vec<Group<'a>>, piece: Piece<'a>, intact: bool) {
     let Piece {
         source,
@@ -179,6 +197,7 @@ fn place<'a>(groups: &mut Vec<Group<'a>>, piece: Piece<'a>, intact: bool) {
     } = piece;
     let room = groups.last().map_or(0, |group| match () {
         () if group.pair != pair || group.window != window => 0,
+        () if pair.beside != Beside::Nothing && (intact || group.intact) => 0,
         () if window => usize::MAX,
         () => BLOCK_ROWS.saturating_sub(group.rows),
     });
@@ -188,6 +207,7 @@ fn place<'a>(groups: &mut Vec<Group<'a>>, piece: Piece<'a>, intact: bool) {
         && first.len() > 0
     {
         group.rows += first.len();
+        group.intact = false;
         group.pieces.push(Piece {
             source,
             rows: first,
@@ -201,6 +221,7 @@ fn place<'a>(groups: &mut Vec<Group<'a>>, piece: Piece<'a>, intact: bool) {
             pair,
             window,
             rows,
+            intact,
             pieces: vec![Piece {
                 source,
                 rows: rest,

@@ -4,18 +4,23 @@ use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Kernels, Layout};
 
 use super::block::LINE;
+use super::extra::Extra;
 use super::picked::Picked;
 use crate::error::kernel;
 use crate::project::Basis;
+use crate::quantize::zipcache::Marks;
 
-/// How one side of a block is stored.
+/// Values that a row has at most: those of heads are hundreds.
+pub(crate) const MOST_DIM: usize = u16::MAX as usize / size_of::<f32>();
+
+/// How one side of a block is stored. Small, as every block has two.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Side {
     pub(super) codec: Codec,
     pub(super) layout: Layout,
-    dim: u32,
+    dim: u16,
     /// Bytes of a row.
-    row: u32,
+    row: u16,
 }
 
 impl Side {
@@ -23,17 +28,17 @@ impl Side {
         Self {
             codec,
             layout,
-            dim: dim as u32,
-            row: codec.row_bytes(dim) as u32,
+            dim: dim as u16,
+            row: codec.row_bytes(dim) as u16,
         }
     }
 
     pub(super) fn dim(self) -> usize {
-        self.dim as usize
+        usize::from(self.dim)
     }
 
     pub(super) fn row(self) -> usize {
-        self.row as usize
+        usize::from(self.row)
     }
 
     /// Bytes of so many rows, in whole lines.
@@ -61,6 +66,8 @@ pub(crate) struct Buffers {
 pub(super) struct Part<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) side: Side,
+    /// What is beside its codes, and which rows are salient.
+    pub(super) extra: Option<(&'a Extra, &'a Marks)>,
     pub(super) stored: usize,
     /// Whether they are, and whether they are to be.
     pub(super) rotated: (bool, bool),
@@ -110,7 +117,7 @@ pub(super) fn gather<'a>(
         let bytes = &mut plain[done * row..(done + part.rows.len()) * row];
         done += part.rows.len();
         let kept = part.rotated.0 == part.rotated.1 && part.basis.is_none();
-        if part.side.codec == side.codec && part.side.has_rows() && kept {
+        if part.side.codec == side.codec && part.side.has_rows() && kept && part.extra.is_none() {
             let from = part.plain(kernels, source)?;
             part.rows.for_runs(|at, run| {
                 bytes[at * row..(at + run.len()) * row]
@@ -129,6 +136,19 @@ pub(super) fn gather<'a>(
             .map_err(kernel)?;
     }
     Ok(())
+}
+
+/// The parts' rows as they are to be stored.
+pub(super) fn moved<'a>(
+    kernels: Kernels,
+    side: Side,
+    parts: impl Iterator<Item = Part<'a>>,
+) -> Result<Vec<f32>, HookError> {
+    let mut values = Vec::new();
+    for part in parts {
+        part.moved(kernels, side.dim(), &mut values)?;
+    }
+    Ok(values)
 }
 
 impl<'a> Part<'a> {
@@ -172,7 +192,7 @@ impl<'a> Part<'a> {
     fn values(&self, kernels: Kernels, to: &mut Vec<f32>) -> Result<(), HookError> {
         let Side { codec, layout, .. } = self.side;
         let (from, dim) = (to.len(), self.side.dim());
-        if layout == Layout::Rows {
+        if layout == Layout::Rows && self.extra.is_none() {
             to.resize(from + self.rows.len() * dim, 0.0);
             let (row, mut failed) = (self.side.row(), None);
             self.rows.for_runs(|at, run| {
@@ -184,11 +204,14 @@ impl<'a> Part<'a> {
             });
             return failed.map_or(Ok(()), |error| Err(kernel(error)));
         }
-        // Tiles come whole; the rows that are picked move to the front.
+        // Tiles come whole, and so does what is beside codes; the rows that are picked move to the front.
         to.resize(from + self.stored * dim, 0.0);
-        kernels
-            .unpack_run(layout, codec, dim, self.bytes, &mut to[from..])
-            .map_err(kernel)?;
+        match self.extra {
+            Some((extra, marks)) => extra.unpack(kernels, self.side, marks, self.bytes, &mut to[from..])?,
+            None => kernels
+                .unpack_run(layout, codec, dim, self.bytes, &mut to[from..])
+                .map_err(kernel)?,
+        }
         self.rows.for_runs(|at, run| {
             to.copy_within(from + run.start * dim..from + run.end * dim, from + at * dim);
         });

@@ -3,6 +3,7 @@
 use cinch_kernels::{Codec, Layout};
 
 use super::Pair;
+use crate::quantize::Beside;
 
 /// Rows that a store without quantization opens at a time for decoded tokens.
 pub(super) const TAIL_ROWS: usize = 64;
@@ -26,8 +27,14 @@ impl Targets {
     }
 
     /// Rows packed at a time: the recent window holds `residual ..= residual + batch` rows.
-    pub(super) fn batch(&self) -> usize {
-        (self.residual / 4).max(16).next_multiple_of(self.step())
+    pub(crate) fn batch(&self) -> usize {
+        // What goes beside codes is paid for block by block.
+        let least = if self.packed.beside == Beside::Nothing {
+            16
+        } else {
+            64
+        };
+        (self.residual / 4).max(least).next_multiple_of(self.step())
     }
 
     /// Rows are packed by so many: tokens that share a channel's scale are packed together.

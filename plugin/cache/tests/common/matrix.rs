@@ -2,7 +2,7 @@
 
 use cinch_cache::{BlockView, LayerView, Plugin};
 use cinch_kernels::Codec;
-use cinch_protocol::{Bits, Heads, Layers, Policy, QuantizeMethod};
+use cinch_protocol::{Bits, Heads, Layers, Policy, Quantize, QuantizeMethod};
 
 use super::*;
 
@@ -135,6 +135,49 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
                 "quantize": {"method": "kivi", "k_bits": 3, "v_bits": 8, "rotate_k": true, "residual": 16}}"#,
         ),
         (
+            "fp8",
+            r#"{"quantize": {"method": "fp8", "k_bits": 8, "v_bits": 8}}"#,
+        ),
+        (
+            "h2o×fp8",
+            r#"{"select": {"method": "h2o", "budget": 0.5, "recent": 16, "interval": 8},
+                "quantize": {"method": "fp8", "k_bits": 16, "v_bits": 8, "residual": 16}}"#,
+        ),
+        (
+            "kvquant k3v3",
+            r#"{"quantize": {"method": "kvquant", "k_bits": 3, "v_bits": 3}}"#,
+        ),
+        (
+            "snapkv adaptive d2o×kvquant k2v4",
+            r#"{"select": {"method": "snapkv", "budget": 0.5, "recent": 16, "interval": 8, "heads": "adaptive",
+                           "merge": "d2o"},
+                "quantize": {"method": "kvquant", "k_bits": 2, "v_bits": 4, "outliers": 0.02, "residual": 16}}"#,
+        ),
+        (
+            "gear k2v2",
+            r#"{"quantize": {"method": "gear", "k_bits": 2, "v_bits": 2}}"#,
+        ),
+        (
+            "keydiff×lowrank×gear k4v16",
+            r#"{"select": {"method": "keydiff", "budget": 0.8, "recent": 16, "interval": 8},
+                "project": {"method": "lowrank", "k_rank": 32, "v_rank": 40},
+                "quantize": {"method": "gear", "k_bits": 4, "v_bits": 16, "rank": 3, "outliers": 0.0, "residual": 16}}"#,
+        ),
+        (
+            "zipcache k4v4",
+            r#"{"quantize": {"method": "zipcache", "k_bits": 4, "v_bits": 4}}"#,
+        ),
+        (
+            "tova×zipcache k8v4",
+            r#"{"select": {"method": "tova", "budget": 0.6, "recent": 16, "interval": 8},
+                "quantize": {"method": "zipcache", "k_bits": 8, "v_bits": 4, "salient": 0.3, "low_bits": 3, "residual": 16}}"#,
+        ),
+        (
+            "h2o d2o×zipcache k4v16",
+            r#"{"select": {"method": "h2o", "budget": 0.6, "recent": 16, "interval": 8, "merge": "d2o"},
+                "quantize": {"method": "zipcache", "k_bits": 4, "v_bits": 16, "residual": 16}}"#,
+        ),
+        (
             "streaming×int8",
             r#"{"select": {"method": "streaming", "budget": 0.3, "sinks": 0, "recent": 16, "interval": 8},
                 "quantize": {"k_bits": 8, "v_bits": 8}}"#,
@@ -218,6 +261,14 @@ pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, 
     }
 }
 
+/// Whether 32 tokens share a channel's scale.
+pub(crate) fn by_channel(quantize: &Quantize) -> bool {
+    match quantize.method {
+        QuantizeMethod::Kivi | QuantizeMethod::Kvquant | QuantizeMethod::Gear => true,
+        QuantizeMethod::Rtn | QuantizeMethod::Zipcache | QuantizeMethod::Fp8 => false,
+    }
+}
+
 pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], kept: usize) {
     let rows: Vec<(Codec, Codec)> = blocks
         .iter()
@@ -236,6 +287,7 @@ pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], 
         Bits::B2 => Codec::Int2,
         Bits::B3 => Codec::Int3,
         Bits::B4 => Codec::Int4,
+        Bits::B8 if quantize.method == QuantizeMethod::Fp8 => Codec::Fp8,
         Bits::B8 => Codec::Int8,
         Bits::B16 => store,
     };
@@ -251,11 +303,15 @@ pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], 
     for block in blocks {
         let packs = block.k != store;
         assert_eq!(block.rotated, quantize.rotate_k && packs, "{block:?}");
-        assert_eq!(
-            block.channels,
-            quantize.method == QuantizeMethod::Kivi && packs,
-            "{block:?}"
-        );
+        assert_eq!(block.channels, by_channel(quantize) && packs, "{block:?}");
+        let packs = packs || block.v != store;
+        let beside = match quantize.method {
+            QuantizeMethod::Kvquant => Some("levels"),
+            QuantizeMethod::Gear => Some("error"),
+            QuantizeMethod::Zipcache => Some("salient"),
+            QuantizeMethod::Rtn | QuantizeMethod::Kivi | QuantizeMethod::Fp8 => None,
+        };
+        assert_eq!(block.beside, beside.filter(|_| packs), "{block:?}");
     }
     let sinks = policy
         .select
@@ -264,11 +320,13 @@ pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], 
         .min(kept);
     let residual = quantize.residual as usize;
     // Keys that share a scale are packed 32 at a time.
-    let tile = match quantize.method {
-        QuantizeMethod::Rtn => 1,
-        QuantizeMethod::Kivi => 32,
+    let tile = if by_channel(quantize) { 32 } else { 1 };
+    // What goes beside codes is worth it for a block of 64.
+    let least = match quantize.method {
+        QuantizeMethod::Kvquant | QuantizeMethod::Gear | QuantizeMethod::Zipcache => 64,
+        QuantizeMethod::Rtn | QuantizeMethod::Kivi | QuantizeMethod::Fp8 => 16,
     };
-    let batch = (residual / 4).max(16).next_multiple_of(tile) + tile - 1;
+    let batch = (residual / 4).max(least).next_multiple_of(tile) + tile - 1;
     assert!(
         rows[..sinks].iter().all(|row| *row == (store, store)),
         "sinks are in full precision"

@@ -1,0 +1,194 @@
+//! What one side of a block holds beside its codes, so that its rows come back nearer to what they were. Such a block is
+//! attended to as it unpacks.
+
+use cinch_hooks::HookError;
+use cinch_kernels::{Codec, Kernels, Layout};
+use half::f16;
+
+use super::side::Side;
+use crate::error::kernel;
+use crate::quantize::gear::LowRank;
+use crate::quantize::outliers::{self, Outlier};
+use crate::quantize::zipcache::{self, Marks};
+use crate::quantize::{Beside, bits, kvquant};
+
+/// What a block holds beside the codes of K and V.
+#[derive(Debug, Clone)]
+pub(super) struct Extras {
+    pub(super) k: Extra,
+    pub(super) v: Extra,
+    pub(super) marks: Marks,
+}
+
+/// The same of one side.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Extra {
+    levels: Box<[f16]>,
+    outliers: Box<[Outlier]>,
+    error: Option<LowRank>,
+    salient: Option<Salient>,
+}
+
+/// Rows of more bits than the others.
+#[derive(Debug, Clone)]
+struct Salient {
+    codec: Codec,
+    rows: Box<[u8]>,
+    roots: Box<[f16]>,
+}
+
+impl Extras {
+    /// Bytes allocated.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.k.bytes() + self.v.bytes()
+    }
+}
+
+impl Extra {
+    /// Packs rows of `values` to `to`, and what goes beside them. `codec` is the pair's own; `side` is how codes lie.
+    pub(super) fn pack(
+        kernels: Kernels,
+        (side, codec): (Side, Codec),
+        beside: Beside,
+        marks: &Marks,
+        mut values: Vec<f32>,
+        to: &mut [u8],
+    ) -> Result<Self, HookError> {
+        let (dim, by_column) = (side.dim(), side.layout == Layout::KeyChannels);
+        let room = |values: usize| side.layout.stored_rows(values / dim) * side.row();
+        let whole = |values: &[f32], to: &mut [u8]| {
+            let to = &mut to[..room(values.len())];
+            kernels
+                .pack_run(side.layout, side.codec, dim, values, to)
+                .map_err(kernel)
+        };
+        let mut extra = Self::default();
+        match beside {
+            // A side that is not packed has no error.
+            _ if bits(codec) >= 16 => whole(&values, to)?,
+            Beside::Nothing => whole(&values, to)?,
+            Beside::Levels { outliers } => {
+                let count = outliers.of(values.len());
+                extra.outliers = outliers::take(&mut values, dim, by_column, count).into();
+                let largest = (1 << bits(codec)) - 1;
+                extra.levels = kvquant::levels(&values, dim, by_column, largest as u8).into();
+                let to = &mut to[..room(values.len())];
+                kernels
+                    .pack_levels(side.layout, side.codec, dim, &extra.levels(), &values, to)
+                    .map_err(kernel)?;
+            }
+            Beside::Error { outliers, rank } => {
+                let count = outliers.of(values.len());
+                extra.outliers = outliers::take(&mut values, dim, by_column, count).into();
+                whole(&values, to)?;
+                let mut error = vec![0.0; values.len()];
+                kernels
+                    .unpack_run(
+                        side.layout,
+                        side.codec,
+                        dim,
+                        &to[..room(values.len())],
+                        &mut error,
+                    )
+                    .map_err(kernel)?;
+                error.iter_mut().zip(&values).for_each(|(to, x)| *to = x - *to);
+                for outlier in &extra.outliers {
+                    error[usize::from(outlier.place)] = 0.0;
+                }
+                extra.error = Some(LowRank::of(&error, dim, usize::from(rank)));
+            }
+            Beside::Salient { .. } => {
+                let roots = zipcache::separate(&mut values, dim);
+                let (mut high, mut low) = (Vec::new(), Vec::new());
+                for (row, values) in values.chunks_exact(dim).enumerate() {
+                    let to = if marks.has(row) { &mut high } else { &mut low };
+                    to.extend_from_slice(values);
+                }
+                whole(&low, to)?;
+                let mut rows = vec![0; high.len() / dim * codec.row_bytes(dim)].into_boxed_slice();
+                kernels.pack(codec, dim, &high, &mut rows).map_err(kernel)?;
+                extra.salient = Some(Salient { codec, rows, roots });
+            }
+        }
+        Ok(extra)
+    }
+
+    /// Unpacks the first rows; `bytes` are all that [`pack`](Self::pack) filled.
+    pub(super) fn unpack(
+        &self,
+        kernels: Kernels,
+        side: Side,
+        marks: &Marks,
+        bytes: &[u8],
+        to: &mut [f32],
+    ) -> Result<(), HookError> {
+        let dim = side.dim();
+        if let Some(Salient { codec, rows, roots }) = &self.salient {
+            let mut low = vec![0.0; bytes.len() / side.row() * dim];
+            let mut high = vec![0.0; rows.len() / codec.row_bytes(dim) * dim];
+            kernels
+                .unpack_run(side.layout, side.codec, dim, bytes, &mut low)
+                .map_err(kernel)?;
+            kernels.unpack(*codec, dim, rows, &mut high).map_err(kernel)?;
+            let (mut low, mut high) = (low.chunks_exact(dim), high.chunks_exact(dim));
+            for (row, to) in to.chunks_exact_mut(dim).enumerate() {
+                let from = if marks.has(row) { high.next() } else { low.next() };
+                to.copy_from_slice(from.unwrap_or_default());
+            }
+            zipcache::join(to, dim, roots);
+            return Ok(());
+        }
+        let rows = to.len() / dim;
+        let stored = bytes.len() / side.row();
+        let span = side.layout.span(stored, 0, rows).end * side.row();
+        let bytes = &bytes[..span];
+        if self.levels.is_empty() {
+            kernels.unpack_run(side.layout, side.codec, dim, bytes, to)
+        } else {
+            kernels.unpack_levels(side.layout, side.codec, dim, &self.levels(), bytes, to)
+        }
+        .map_err(kernel)?;
+        if let Some(error) = &self.error {
+            error.add_to(to, dim);
+        }
+        outliers::restore(&self.outliers, to);
+        Ok(())
+    }
+
+    fn levels(&self) -> Vec<f32> {
+        self.levels.iter().map(|level| level.to_f32()).collect()
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.levels)
+            + size_of_val(&*self.outliers)
+            + self.error.as_ref().map_or(0, LowRank::bytes)
+            + self
+                .salient
+                .as_ref()
+                .map_or(0, |salient| salient.rows.len() + size_of_val(&*salient.roots))
+    }
+}
+
+/// The most that a block of `rows` rows holds beside its codes; `k` and `v` are the pair's codecs.
+pub(crate) fn most_bytes(beside: Beside, rows: usize, k: (Codec, usize), v: (Codec, usize)) -> usize {
+    let side = |(codec, dim): (Codec, usize)| {
+        let outlying =
+            |outliers: crate::quantize::Fraction| (outliers.of(rows * dim) + 1) * size_of::<Outlier>();
+        match beside {
+            _ if bits(codec) >= 16 => 0,
+            Beside::Nothing => 0,
+            Beside::Levels { outliers } => (1 << bits(codec)) * size_of::<f16>() + outlying(outliers),
+            Beside::Error { outliers, rank } => {
+                usize::from(rank) * (rows + dim) * size_of::<f16>() + outlying(outliers)
+            }
+            Beside::Salient { share, .. } => {
+                (share.of(rows) + 1) * codec.row_bytes(dim) + dim * size_of::<f16>()
+            }
+        }
+    };
+    match beside {
+        Beside::Nothing => 0,
+        _ => size_of::<Extras>() + side(k) + side(v),
+    }
+}

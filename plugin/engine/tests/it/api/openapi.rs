@@ -90,6 +90,7 @@ async fn openapi_schemas_are_the_wire_types() {
     let change = serde_json::from_str::<cinch_protocol::PolicyChange>(lease).unwrap();
     let change = serde_json::to_value(cinch_protocol::PolicyChange {
         policy: Some(cinch_protocol::Policy::default()),
+        ratio: Some(2.0),
         ..change
     });
     let change = change.unwrap();

@@ -138,3 +138,33 @@ async fn if_match_guards_against_a_change_in_between() {
     assert_eq!(with(&allowed).await.status, 200);
     assert_eq!(with("*").await.status, 200);
 }
+
+#[tokio::test]
+async fn a_ratio_is_the_mildest_level_that_reaches_it() {
+    let router = router(app(&["class.night={ ratio = 3.0 }"]));
+    let configured = call(&router, "GET", "/v1/policies/night", "").await.json();
+    assert_eq!(
+        (&configured["level"], &configured["configured_level"]),
+        (&json!(3), &json!(3))
+    );
+    let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
+    assert_eq!(configured["policy"], ladder["levels"][3]["policy"]);
+    for (ratio, level) in [("1", 0), ("1.5", 1), ("2.0", 2), ("4.0", 4), ("5.49", 5)] {
+        let body = format!("{{\"ratio\": {ratio}}}");
+        let put = call(&router, "PUT", "/v1/policies/night", &body).await;
+        assert_eq!(put.status, 200, "{}", put.text);
+        let wanted = &ladder["levels"][level];
+        assert!(1.0 / wanted["bytes_ratio"].as_f64().unwrap() >= ratio.parse().unwrap());
+        assert_eq!(
+            (&put.json()["level"], &put.json()["policy"]),
+            (&json!(level), &wanted["policy"])
+        );
+    }
+    let lease = r#"{"ratio": 2.0, "fence": {"holder": "a", "epoch": 1}, "ttl_seconds": 60}"#;
+    call(&router, "DELETE", "/v1/policies/night", "").await;
+    let leased = call(&router, "PUT", "/v1/policies/night", lease).await.json();
+    assert_eq!(
+        (&leased["origin"], &leased["level"]),
+        (&json!("lease"), &json!(2))
+    );
+}

@@ -23,3 +23,19 @@ async fn a_finished_request_is_a_conflict() {
     let finished = call(&router, "GET", "/v1/requests/41", "").await.json();
     assert_eq!(finished["state"], "finished");
 }
+
+#[tokio::test]
+async fn a_ratio_shows_as_the_level_that_was_picked() {
+    let app = app(&[]);
+    let router = router(app.clone());
+    let choice = app.classes.current("default", "class").unwrap();
+    app.kv.assign(41, "default", choice, false).unwrap();
+    let report = call(&router, "PATCH", "/v1/requests/41", r#"{"ratio": 4.0}"#).await;
+    assert_eq!(report.status, 200, "{}", report.text);
+    let live = call(&router, "GET", "/v1/requests", "").await.json();
+    let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
+    for view in [&report.json(), &live["requests"][0]] {
+        assert_eq!(view["level"], 4, "{view}");
+        assert_eq!(view["policy"], ladder["levels"][4]["policy"], "{view}");
+    }
+}

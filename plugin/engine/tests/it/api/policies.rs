@@ -149,12 +149,12 @@ async fn a_ratio_is_the_mildest_level_that_reaches_it() {
     );
     let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
     assert_eq!(configured["policy"], ladder["levels"][3]["policy"]);
-    for (ratio, level) in [("1", 0), ("1.5", 1), ("2.0", 2), ("4.0", 4), ("5.49", 5)] {
+    for (ratio, level) in [("1", 0_usize), ("1.5", 1), ("2.0", 2), ("4.0", 4), ("5.49", 5)] {
         let body = format!("{{\"ratio\": {ratio}}}");
         let put = call(&router, "PUT", "/v1/policies/night", &body).await;
         assert_eq!(put.status, 200, "{}", put.text);
         let wanted = &ladder["levels"][level];
-        assert!(1.0 / wanted["bytes_ratio"].as_f64().unwrap() >= ratio.parse().unwrap());
+        assert!(1.0 / wanted["bytes_ratio"].as_f64().unwrap() >= ratio.parse::<f64>().unwrap());
         assert_eq!(
             (&put.json()["level"], &put.json()["policy"]),
             (&json!(level), &wanted["policy"])

@@ -49,6 +49,14 @@ fn configuration() {
         ),
         &["k_bits", "5", "2, 3, 4, 8 or 16"],
     );
+    names(
+        &refused(&["class.batch.ratio=99"], 2),
+        &["class.batch.ratio", "99", "1.0 to "],
+    );
+    names(
+        &refused(&["class.night={ level = 1, ratio = 2.0 }"], 2),
+        &["class.night", "`level` and `ratio`"],
+    );
 }
 
 #[test]
@@ -124,6 +132,17 @@ fn requests_and_policies() {
     let (status, problem) = complete(json!({"cinch": {"level": 99}}), &[]);
     assert_eq!(status, 400, "{problem}");
     names(&problem.to_string(), &["level", "99"]);
+    let (status, problem) = complete(json!({"cinch": {"ratio": 99}}), &[]);
+    assert_eq!(status, 400, "{problem}");
+    assert_eq!(
+        (&problem["field"], &problem["given"]),
+        (&json!("cinch.ratio"), &json!("99")),
+        "{problem}"
+    );
+    names(problem["allowed"].as_str().unwrap(), &["1.0 to "]);
+    let (status, problem) = complete(json!({"cinch": {"ratio": 2.0, "level": 1}}), &[]);
+    assert_eq!(status, 400, "{problem}");
+    names(problem["given"].as_str().unwrap(), &["`level` and `ratio`"]);
     let (status, problem) = server.send(
         "POST",
         &format!("{}/v1/completions", server.openai),
@@ -144,6 +163,11 @@ fn requests_and_policies() {
             ["magic", "h2o"],
         ),
         (r#"{"policy": {"quantise": {}}}"#, ["quantise", "quantize"]),
+        (r#"{"ratio": 0.5}"#, ["ratio", "0.5"]),
+        (
+            r#"{"ratio": 2.0, "policy": {}}"#,
+            ["`policy` and `ratio`", "exactly one"],
+        ),
         ("{nonsense", ["JSON", "line 1"]),
     ] {
         let (status, problem) = put(body);

@@ -107,13 +107,22 @@ fn level_0_becomes_h2o_half_int4_while_it_runs() {
 fn bytes_at_4k_tokens() {
     let server = Server::start(&["engine.prefix_cache=false"]);
     let prompt = prompt(4096);
-    for (policy, most) in [
-        (json!({"store": "full"}), 1.03),
-        (json!({"quantize": {"k_bits": 8, "v_bits": 8}}), 0.58),
-        (json!({"quantize": {"k_bits": 4, "v_bits": 4}}), 0.33),
+    for (asked, level, most) in [
+        (json!({"policy": {"store": "full"}}), Value::Null, 1.03),
+        (
+            json!({"policy": {"quantize": {"k_bits": 8, "v_bits": 8}}}),
+            Value::Null,
+            0.58,
+        ),
+        (
+            json!({"policy": {"quantize": {"k_bits": 4, "v_bits": 4}}}),
+            Value::Null,
+            0.33,
+        ),
+        (json!({"ratio": 2.0}), json!(2), 0.5),
     ] {
         let mut served = Value::Null;
-        server.stream(&body(&prompt, 4, json!({"policy": policy})), |_, event| {
+        server.stream(&body(&prompt, 4, asked.clone()), |_, event| {
             if event.get("cinch").is_some() {
                 served = event["cinch"].clone();
             }
@@ -123,12 +132,13 @@ fn bytes_at_4k_tokens() {
             served["uncompressed_bytes"].as_f64().unwrap(),
         );
         println!(
-            "{policy}: {} tokens, {bytes} bytes, {:.4} of f16",
+            "{asked}: {} tokens, {bytes} bytes, {:.4} of f16",
             served["seen"],
             bytes / f16
         );
         assert!(served["seen"].as_u64().unwrap() > 3700, "{served}");
         assert!(bytes / f16 <= most && bytes > 0.0, "{served}");
+        assert_eq!(served["level"], level, "{served}");
     }
 }
 

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Policy;
+use crate::{Given, Policy, PolicyError};
 
-/// Body of `PUT /v1/policies/{class}` and `PATCH /v1/requests/{id}`: exactly one of `policy` and `level`.
+/// Body of `PUT /v1/policies/{class}` and `PATCH /v1/requests/{id}`: exactly one of `policy`, `level` and `ratio`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyChange {
@@ -14,6 +14,9 @@ pub struct PolicyChange {
     /// A level of the configured ladder; 0 is uncompressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<u32>,
+    /// How many times fewer bytes than level 0 holds it is to take, 1 or more: a level of the ladder is picked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
     /// Who writes, where a program does: writes of a lower epoch than the engine has seen are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence: Option<Fence>,
@@ -21,6 +24,16 @@ pub struct PolicyChange {
     /// with `fence`, and only for a class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
+}
+
+impl PolicyChange {
+    /// What is to be served.
+    ///
+    /// # Errors
+    /// None or more than one of `policy`, `level` and `ratio`.
+    pub fn given(&self) -> Result<Given<'_>, PolicyError> {
+        Given::one_of(self.policy.as_ref(), self.level, self.ratio)
+    }
 }
 
 /// Who writes. Of two writers, the one with the higher epoch counts.
@@ -62,13 +75,13 @@ pub enum Origin {
 pub struct ClassPolicy {
     /// The class's name.
     pub class: String,
-    /// The ladder level the policy is, if it was given as one.
+    /// The ladder level the policy is, if it was given as one or as a ratio.
     pub level: Option<u32>,
     /// The policy.
     pub policy: Policy,
     /// Who set it.
     pub origin: Origin,
-    /// The level that the configuration gives it, if it gives one.
+    /// The level that the configuration gives it, by its number or as a ratio; absent: neither.
     pub configured_level: Option<u32>,
     /// What `If-Match` names it by.
     pub etag: String,
@@ -101,7 +114,7 @@ pub enum RequestState {
 /// A stretch of a request that was served with one policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Served {
-    /// The policy's ladder level, if it was given as one.
+    /// The policy's ladder level, if it was given as one or as a ratio.
     pub level: Option<u32>,
     /// The policy.
     pub policy: Policy,
@@ -118,10 +131,10 @@ pub struct RequestView {
     pub state: RequestState,
     /// Its class.
     pub class: String,
-    /// Whether its client asked for this policy or level: nobody but a person should change it.
+    /// Whether its client asked for this policy, level or ratio: nobody but a person should change it.
     #[serde(default)]
     pub own: bool,
-    /// Its present level, if the policy was given as one.
+    /// Its present level, if the policy was given as one or as a ratio.
     pub level: Option<u32>,
     /// Its present policy.
     pub policy: Policy,
@@ -159,7 +172,7 @@ pub struct RetuneReport {
     pub id: u64,
     /// Its state when this was written.
     pub state: RequestState,
-    /// The level now asked for, if given as one.
+    /// The level now asked for, if given as one or as a ratio.
     pub level: Option<u32>,
     /// The policy now asked for.
     pub policy: Policy,
@@ -173,71 +186,6 @@ pub struct RetuneReport {
     pub bytes_after: u64,
     /// What could not be undone, and which method or statistics stood in.
     pub notes: Vec<String>,
-}
-
-/// One level of the ladder.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LadderLevel {
-    /// Its index; 0 is uncompressed, each next one compresses harder.
-    pub level: u32,
-    /// A name for people.
-    pub name: String,
-    /// What it does.
-    pub policy: Policy,
-    /// Bytes it holds of those level 0 holds, as measured on the model the ladder names. Falls from level
-    /// to level.
-    pub bytes_ratio: f64,
-    /// What else was measured of it; absent: nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub figures: Option<LevelFigures>,
-}
-
-/// What a level was measured to do to answers and to speed. Quality is against level 0 on the same tokens, forced
-/// one after another; speed is of one request alone. A figure that was not measured is absent.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LevelFigures {
-    /// Mean Kullback-Leibler divergence of the next token's distribution from level 0's, nats.
-    pub kl_mean: f64,
-    /// Its 95th percentile over tokens.
-    pub kl_p95: f64,
-    /// Its 99th percentile over tokens.
-    pub kl_p99: f64,
-    /// Perplexity over level 0's.
-    pub perplexity_ratio: f64,
-    /// Share of tokens whose likeliest successor is level 0's.
-    pub top1_agreement: f64,
-    /// Root mean square of the change of the right token's probability.
-    pub rms_delta_p: f64,
-    /// Mean relative error of attention output, as the engine measures it at compressions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attention_error: Option<f64>,
-    /// Prompt tokens a second.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prefill_tps: Option<f64>,
-    /// New tokens a second after the first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decode_tps: Option<f64>,
-    /// Milliseconds to the first token.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ttft_ms: Option<f64>,
-    /// The most bytes of the process that were resident, the loaded model among them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peak_rss_bytes: Option<u64>,
-}
-
-/// Answer of `GET /v1/ladder`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ladder {
-    /// The model its figures were measured on.
-    pub model: String,
-    /// The fingerprint of that model's file; absent where nobody took it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprint: Option<String>,
-    /// When they were, as YYYY-MM-DD.
-    pub measured: String,
-    /// The levels, in order.
-    pub levels: Vec<LadderLevel>,
 }
 
 /// KV memory of one class.
@@ -301,7 +249,7 @@ pub struct ServedWith {
 /// The measured part of [`ServedWith`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServedCache {
-    /// The last level, if the policy was given as one.
+    /// The last level, if the policy was given as one or as a ratio.
     pub level: Option<u32>,
     /// The last policy.
     pub policy: Policy,

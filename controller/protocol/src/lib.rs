@@ -6,6 +6,8 @@
 
 mod api;
 pub mod bench;
+mod given;
+mod ladder;
 mod layers;
 mod policy;
 pub mod probe;
@@ -14,10 +16,11 @@ mod quantize;
 mod select;
 
 pub use api::{
-    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Lease, LevelFigures,
-    Origin, Overload, PolicyChange, Problem, RequestState, RequestView, RequestViews, RetuneReport, Served,
-    ServedCache, ServedWith,
+    Capacity, ClassCapacity, ClassPolicies, ClassPolicy, Fence, Lease, Origin, Overload, PolicyChange,
+    Problem, RequestState, RequestView, RequestViews, RetuneReport, Served, ServedCache, ServedWith,
 };
+pub use given::{Choice, Given};
+pub use ladder::{Ladder, LadderLevel, LevelFigures};
 pub use layers::{LayerBits, LayerOverrides, LayerRange};
 pub use policy::{Policy, PolicyError, Store};
 pub use project::{Project, ProjectMethod};

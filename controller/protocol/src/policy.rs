@@ -93,7 +93,7 @@ impl fmt::Display for Policy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{field}: given {given}, allowed {allowed}")]
 pub struct PolicyError {
-    /// Dotted path of the field.
+    /// Dotted path of the field; empty for the whole.
     pub field: String,
     /// What was given.
     pub given: String,
@@ -109,6 +109,12 @@ impl PolicyError {
             given: given.to_string(),
             allowed: allowed.into(),
         }
+    }
+
+    /// The same error of a value that lies in the field `outer`.
+    pub(crate) fn within(mut self, outer: &str) -> Self {
+        self.field = format!("{outer}.{}", self.field);
+        self
     }
 }
 

@@ -103,6 +103,9 @@ pub struct RunReport {
     pub name: String,
     /// Prompt tokens, as the engine counted them.
     pub prompt_tokens: usize,
+    /// New tokens of the answer, as the engine counted them; absent: as many as there were steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_tokens: Option<usize>,
     /// Seconds from the group's start to the first sampled token.
     pub first_token_seconds: f64,
     /// Seconds from the group's start to the last sampled token.

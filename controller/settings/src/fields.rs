@@ -215,7 +215,7 @@ mod tests {
         );
         assert_eq!(
             fails(json!({"lvl": 1})),
-            "field `lvl`: given an unknown field, allowed `policy`, `level`, `fence`, `ttl_seconds`"
+            "field `lvl`: given an unknown field, allowed `policy`, `level`, `ratio`, `fence`, `ttl_seconds`"
         );
     }
 
@@ -228,6 +228,10 @@ mod tests {
         assert_eq!(
             fails(json!({"level": "two"})),
             "field `level`: given \"two\", allowed a whole number, 0 or more"
+        );
+        assert_eq!(
+            fails(json!({"ratio": "half"})),
+            "field `ratio`: given \"half\", allowed a number"
         );
         assert_eq!(
             fails(json!({"policy": {"select": {"method": "h3o", "budget": 0.5}}})),

@@ -91,7 +91,7 @@ pub enum SetupError {
     /// The metrics are defined wrongly.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// The configuration has no default class.
+    /// A class is not as it must be.
     #[error("{0}")]
     Class(#[from] crate::fields::FieldFault),
 }
@@ -100,9 +100,9 @@ impl App {
     /// From checked settings; no model yet.
     ///
     /// # Errors
-    /// The plugin refused its settings.
+    /// The plugin refused its settings; a class is not as it must be.
     pub fn new(settings: Settings) -> Result<Arc<Self>, SetupError> {
-        let classes = Arc::new(Classes::new(&settings));
+        let classes = Arc::new(Classes::new(&settings)?);
         // "off" is mistral.rs as it comes: none of ours run.
         let kernels = match (settings.kv.plugin, settings.engine.kernels()) {
             (Switch::On, Ok(kernels)) => kernels.name(),

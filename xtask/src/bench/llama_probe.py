@@ -112,6 +112,7 @@ def main():
             {
                 "name": run["name"],
                 "prompt_tokens": len(run["tokens"]),
+                "answered_tokens": len(steps),
                 "first_token_seconds": steps[0],
                 "seconds": steps[-1],
                 "step_seconds": steps,

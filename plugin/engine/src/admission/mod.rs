@@ -214,11 +214,11 @@ impl Admission {
         self.state().ledger.reserved()
     }
 
-    /// Lets a change of a request's policy through, and reserves for it.
+    /// Lets a change of a request's policy through, and reserves for it; `field` is where it was given.
     ///
     /// # Errors
     /// 409 where the request might then outgrow what is free.
-    pub fn retuned(&self, id: usize, choice: &Choice) -> Result<(), Refusal> {
+    pub fn retuned(&self, id: usize, choice: &Choice, field: &str) -> Result<(), Refusal> {
         let view = self.kv.request(id)?;
         let mut state = self.state();
         let Some(entry) = state.entries.get_mut(&id) else {
@@ -236,7 +236,6 @@ impl Admission {
             held + state.ledger.free()
         };
         if wanted > most.max(held) {
-            let field = if choice.level.is_some() { "level" } else { "policy" };
             let given = format!("{}, which may come to {wanted} bytes", choice.policy);
             let allowed = format!("what stays within {most} bytes");
             let fault = FieldFault::new(field, given, allowed);

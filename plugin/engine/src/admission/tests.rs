@@ -117,13 +117,13 @@ async fn a_retune_makes_room_and_one_that_takes_too_much_is_refused() {
         .unwrap();
     let three = arrive(&app, 3, demand("default", 400)).await;
     let tight = choice(&app, 3);
-    app.admission.retuned(1, &tight).unwrap();
+    app.admission.retuned(1, &tight, "level").unwrap();
     app.kv.tighten(1, tight).unwrap();
     app.admission.pump();
     let _three = three.await.unwrap().unwrap();
-    let refusal = app.admission.retuned(1, &choice(&app, 0)).unwrap_err();
+    let refusal = app.admission.retuned(1, &choice(&app, 0), "ratio").unwrap_err();
     assert_eq!(refusal.0.kind, "urn:cinch:problem:no-room");
-    assert_eq!(refusal.0.field.as_deref(), Some("level"));
+    assert_eq!(refusal.0.field.as_deref(), Some("ratio"), "as it was given");
     assert!(app.admission.reserved_bytes() <= 2_800_000);
 }
 
@@ -141,7 +141,7 @@ async fn a_request_retuned_in_the_queue_and_one_with_its_own_level_keep_theirs()
         ..demand("default", 500)
     };
     let own = arrive(&app, 3, own).await;
-    app.admission.retuned(2, &choice(&app, 5)).unwrap();
+    app.admission.retuned(2, &choice(&app, 5), "level").unwrap();
     app.kv.tighten(2, choice(&app, 5)).unwrap();
     drop(one);
     let (_patched, _own) = (patched.await.unwrap().unwrap(), own.await.unwrap().unwrap());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use cinch_protocol::{PolicyChange, RequestView, RequestViews, RetuneReport};
+use cinch_protocol::{Given, PolicyChange, RequestView, RequestViews, RetuneReport};
 use tracing::info;
 
 use super::MAX_BODY;
@@ -45,7 +45,8 @@ pub(super) async fn patch(
     if let Some(fence) = &change.fence {
         app.classes.pass(fence)?;
     }
-    app.admission.retuned(id, &choice)?;
+    let field = change.given().map_or("body", Given::field);
+    app.admission.retuned(id, &choice, field)?;
     let wait = Duration::from_millis(app.settings.api.apply_wait_ms);
     let report = app.kv.retune(id, choice, wait).await?;
     info!(

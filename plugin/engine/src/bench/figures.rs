@@ -4,7 +4,13 @@ use anyhow::{Result, bail};
 use cinch_protocol::bench::Figures;
 use cinch_protocol::probe::Report;
 
-/// The figures of a report's last group, in which each of `prompts` had to bring `new_tokens` tokens.
+/// Most steps over those asked for that a run may have where no plugin schedules. mistral.rs sets a sequence that ends in
+/// a prompt's step back to running, and makes one step more with it after it was answered. Requests at once end there
+/// often: its scheduler lets one wait for the others and then takes its whole text for a prompt again.
+const SURPLUS: usize = 1;
+
+/// The figures of a report's last group, in which each of `prompts` had to bring `new_tokens` tokens. What was not
+/// answered does not count: neither its tokens nor its time.
 pub(crate) fn of(report: &Report, prompts: &[usize], new_tokens: usize) -> Result<Figures> {
     let Some(first) = report.runs.len().checked_sub(prompts.len()) else {
         bail!(
@@ -13,18 +19,30 @@ pub(crate) fn of(report: &Report, prompts: &[usize], new_tokens: usize) -> Resul
             prompts.len()
         );
     };
-    let runs = &report.runs[first..];
-    for (run, &prompt) in runs.iter().zip(prompts) {
-        if run.step_seconds.len() != new_tokens || run.prompt_tokens != prompt {
+    // Only the plugin counts bytes, and with it requests are scheduled by us.
+    let surplus = if report.kv_peak_bytes.is_some() {
+        0
+    } else {
+        SURPLUS
+    };
+    let mut steps: Vec<&[f64]> = Vec::new();
+    for (run, &prompt) in report.runs[first..].iter().zip(prompts) {
+        let made = run.step_seconds.len();
+        let answered = run.answered_tokens.unwrap_or(made);
+        let asked = new_tokens..=new_tokens + surplus;
+        if run.prompt_tokens != prompt
+            || !asked.contains(&answered)
+            || !(answered..=*asked.end()).contains(&made)
+        {
             bail!(
-                "{}: expected {prompt} prompt and {new_tokens} new tokens, given {} and {}",
+                "{}: expected {prompt} prompt and {new_tokens} new tokens, given {} and {answered} in {made} steps",
                 run.name,
                 run.prompt_tokens,
-                run.step_seconds.len()
             );
         }
+        steps.push(&run.step_seconds[..answered]);
     }
-    let steps = || runs.iter().map(|run| run.step_seconds.as_slice());
+    let steps = || steps.iter().copied();
     let mut firsts: Vec<f64> = steps().filter_map(|steps| steps.first().copied()).collect();
     firsts.sort_by(f64::total_cmp);
     let prefilled = firsts.last().copied().unwrap_or_default();
@@ -35,11 +53,12 @@ pub(crate) fn of(report: &Report, prompts: &[usize], new_tokens: usize) -> Resul
         .collect();
     gaps.sort_by(f64::total_cmp);
     let prompt: usize = prompts.iter().sum();
+    let answered: usize = steps().map(<[f64]>::len).sum();
     let per_second = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(f64::MIN_POSITIVE);
     Ok(Figures {
         prefill_tps: per_second(prompt, prefilled),
         decode_tps: (decoded > 0).then(|| per_second(decoded, end - prefilled)),
-        total_tps: per_second(prompt + prompts.len() * new_tokens, end),
+        total_tps: per_second(prompt + answered, end),
         ttft_p50_ms: percentile(&firsts, 50) * 1e3,
         ttft_max_ms: prefilled * 1e3,
         itl_p50_ms: percentile(&gaps, 50) * 1e3,
@@ -137,10 +156,51 @@ mod tests {
             of(&short, &[100], 3)
                 .unwrap_err()
                 .to_string()
-                .contains("given 100 and 2")
+                .contains("given 100 and 2 in 2 steps")
         );
         assert!(of(&short, &[101], 2).is_err());
         assert!(of(&short, &[100, 100], 2).is_err());
+    }
+
+    #[test]
+    fn a_step_after_the_answer_counts_for_nothing() {
+        let with = |answered_tokens, kv_peak_bytes, steps: &[f64]| {
+            let mut report = report(&[(100, steps), (100, &[1.0, 2.0, 3.0])]);
+            report.runs[0].answered_tokens = answered_tokens;
+            report.kv_peak_bytes = kv_peak_bytes;
+            of(&report, &[100, 100], 3)
+        };
+        let exact = with(Some(3), None, &[1.0, 2.0, 4.0]).unwrap();
+        assert_eq!(
+            (exact.decode_tps, exact.total_tps),
+            (Some(4.0 / 3.0), 206.0 / 4.0)
+        );
+        assert_eq!(with(Some(3), None, &[1.0, 2.0, 4.0, 9.0]).unwrap(), exact);
+
+        // One that was answered is a token as any other.
+        for answered in [Some(4), None] {
+            let more = with(answered, None, &[1.0, 2.0, 4.0, 9.0]).unwrap();
+            assert_eq!((more.decode_tps, more.total_tps), (Some(5.0 / 8.0), 207.0 / 9.0));
+        }
+
+        // Two too many, one too few, and steps that are missing are errors, and with the plugin any difference.
+        let refused: [(Option<usize>, Option<u64>, &[f64]); 8] = [
+            (Some(3), None, &[1.0, 2.0, 4.0, 9.0, 9.5]),
+            (Some(5), None, &[1.0, 2.0, 4.0, 9.0, 9.5]),
+            (Some(2), None, &[1.0, 2.0, 4.0]),
+            (Some(3), None, &[1.0, 2.0]),
+            (Some(4), None, &[1.0, 2.0, 4.0]),
+            (Some(3), Some(7), &[1.0, 2.0, 4.0, 9.0]),
+            (Some(4), Some(7), &[1.0, 2.0, 4.0, 9.0]),
+            (Some(2), Some(7), &[1.0, 2.0, 4.0]),
+        ];
+        for (answered, kv, steps) in refused {
+            assert!(
+                with(answered, kv, steps).is_err(),
+                "{answered:?} {kv:?} {steps:?}"
+            );
+        }
+        assert!(with(Some(3), Some(7), &[1.0, 2.0, 4.0]).is_ok());
     }
 
     #[test]

@@ -10,22 +10,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use cinch_protocol::{ClassPolicies, ClassPolicy, Fence, Ladder, LadderLevel, Origin, Policy, PolicyChange};
+pub use cinch_protocol::Choice;
+use cinch_protocol::{ClassPolicies, ClassPolicy, Fence, Ladder, Origin, PolicyChange};
 use tracing::warn;
 
 use crate::config::Settings;
 use crate::fields::FieldFault;
 use crate::http::Refusal;
 use book::{Book, Entry, Put, TTL_SECONDS, Write, check_fence};
-
-/// A policy, and the level it was given as.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Choice {
-    /// The ladder level, if it was given as one.
-    pub level: Option<u32>,
-    /// The policy.
-    pub policy: Policy,
-}
 
 /// A change of a class, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,39 +46,24 @@ pub struct Classes {
 
 impl Classes {
     /// From checked settings.
-    #[must_use]
-    pub fn new(settings: &Settings) -> Self {
-        let measured = &settings.ladder.content;
-        let levels: Vec<LadderLevel> = (0..)
-            .zip(&measured.level)
-            .map(|(level, configured)| LadderLevel {
-                level,
-                name: configured.name.clone(),
-                policy: configured.policy.clone(),
-                bytes_ratio: configured.bytes_ratio,
-                figures: configured.figures,
-            })
-            .collect();
-        let entries = settings.class.iter().map(|(name, class)| {
-            let at_level = |level: u32| levels.get(level as usize).map(|entry| entry.policy.clone());
-            let policy = class.policy.clone().or_else(|| class.level.and_then(at_level));
-            let configured = Choice {
-                level: class.level,
-                policy: policy.unwrap_or_default(),
-            };
-            (name.clone(), Entry::new(configured))
-        });
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            book: Mutex::new(Book::new(entries.collect())),
-            started: started.as_micros() as u64,
-            ladder: Ladder {
-                model: measured.model.clone(),
-                fingerprint: measured.fingerprint.clone(),
-                measured: measured.measured.clone(),
-                levels,
-            },
+    ///
+    /// # Errors
+    /// A class that the ladder does not have the level of, or that is given in several ways or in none.
+    pub fn new(settings: &Settings) -> Result<Self, FieldFault> {
+        let ladder = Ladder::from(&settings.ladder.content);
+        let mut entries = BTreeMap::new();
+        for (name, class) in &settings.class {
+            let configured = class
+                .choice(&ladder)
+                .map_err(|err| FieldFault::from(err).within(&format!("class.{name}")))?;
+            entries.insert(name.clone(), Entry::new(configured));
         }
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self {
+            book: Mutex::new(Book::new(entries)),
+            started: started.as_micros() as u64,
+            ladder,
+        })
     }
 
     /// The book as of now. Who finds a lease at its end says so.
@@ -147,39 +124,16 @@ impl Classes {
     /// A change's meaning; `field` is where it lies in what the user wrote, empty for a whole body.
     ///
     /// # Errors
-    /// Neither or both of policy and level, or one out of range.
+    /// None or more than one of policy, level and ratio; one out of range.
     pub fn resolve(&self, change: &PolicyChange, field: &str) -> Result<Choice, FieldFault> {
-        match (&change.policy, change.level) {
-            (Some(policy), None) => {
-                policy
-                    .validate()
-                    .map_err(|err| FieldFault::from(err).within("policy").within(field))?;
-                Ok(Choice {
-                    level: None,
-                    policy: policy.clone(),
-                })
+        let choice = change.given().and_then(|given| self.ladder.choice(given));
+        choice.map_err(|err| {
+            let mut fault = FieldFault::from(err).within(field);
+            if fault.field.is_empty() {
+                fault.field = "body".into();
             }
-            (None, Some(level)) => match self.ladder.levels.get(level as usize) {
-                Some(entry) => Ok(Choice {
-                    level: Some(level),
-                    policy: entry.policy.clone(),
-                }),
-                None => {
-                    let allowed = format!("0 to {}", self.ladder.levels.len() - 1);
-                    Err(FieldFault::new("level", level, allowed).within(field))
-                }
-            },
-            (given, _) => {
-                let both = if given.is_some() { "both" } else { "neither" };
-                let field = if field.is_empty() { "body" } else { field };
-                let given = format!("{both} of `policy` and `level`");
-                Err(FieldFault::new(
-                    field,
-                    given,
-                    "exactly one of `policy` and `level`",
-                ))
-            }
-        }
+            fault
+        })
     }
 
     /// A write's meaning: without a fence a person's, with one a lease.

@@ -1,11 +1,29 @@
 //! A ladder file, checked by itself: it says the same whatever configuration names it.
 
-use cinch_protocol::{LevelFigures, Policy};
+use cinch_protocol::{Ladder, LadderLevel, LevelFigures, Policy};
 use cinch_settings::ConfigError;
 use serde_json::Value;
 
-use super::types::LadderFile;
+use super::types::{LadderFile, Level};
 use crate::fields::{FieldFault, decode};
+
+impl From<&LadderFile> for Ladder {
+    fn from(file: &LadderFile) -> Self {
+        let level = |(level, measured): (u32, &Level)| LadderLevel {
+            level,
+            name: measured.name.clone(),
+            policy: measured.policy.clone(),
+            bytes_ratio: measured.bytes_ratio,
+            figures: measured.figures,
+        };
+        Self {
+            model: file.model.clone(),
+            fingerprint: file.fingerprint.clone(),
+            measured: file.measured.clone(),
+            levels: (0..).zip(&file.level).map(level).collect(),
+        }
+    }
+}
 
 /// Checks the ladder in `text`; `origin` names it in messages.
 ///

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cinch_protocol::{Given, Ladder};
 use cinch_settings::{ConfigError, FieldFault, Program};
 use serde_json::Value;
 
@@ -41,34 +42,34 @@ impl Settings {
             Ok(())
         })?;
         settings.ladder.content = ladder::parse(&ladder, &file.display().to_string())?;
-        // Only now is it known how many levels a class can ask for.
-        merged.settings(|again: &Self| validate_classes(again, settings.ladder.content.level.len()))?;
+        // Only now is it known what levels a class can ask for.
+        let ladder = Ladder::from(&settings.ladder.content);
+        merged.settings(|again: &Self| validate_classes(again, &ladder))?;
         Ok(settings)
     }
 }
 
-/// A class has a level or a policy. Sources are merged field by field, so where a later source gives a
-/// class the other of the two, the file's is taken away; within one source both are an error.
+/// A class has a policy, a level or a ratio. Sources are merged field by field, so where a later source gives a
+/// class another of them, the file's is taken away; within one source several are an error.
 fn one_way_a_class(value: &mut Value, file: &str, set: &[String]) {
     let file: toml::Table = toml::from_str(file).unwrap_or_default();
     let Some(classes) = value.get_mut("class").and_then(Value::as_object_mut) else {
         return;
     };
     for (name, class) in classes {
-        let Some(class) = class
-            .as_object_mut()
-            .filter(|class| class.contains_key("level") && class.contains_key("policy"))
-        else {
+        let Some(class) = class.as_object_mut() else {
             continue;
         };
         let in_file = |key: &str| {
             let found = file.get("class").and_then(|classes| classes.get(name)?.get(key));
             found.is_some() && !set.contains(&format!("class.{name}.{key}"))
         };
-        match (in_file("level"), in_file("policy")) {
-            (true, false) => class.remove("level"),
-            (false, true) => class.remove("policy"),
-            _ => None,
-        };
+        let given = Given::FIELDS.into_iter().filter(|key| class.contains_key(*key));
+        let (from_file, later): (Vec<&str>, Vec<&str>) = given.partition(|key| in_file(key));
+        if !later.is_empty() {
+            for key in from_file {
+                class.remove(key);
+            }
+        }
     }
 }

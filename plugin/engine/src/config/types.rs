@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use cinch_kernels::{KernelError, Kernels};
-use cinch_protocol::{LevelFigures, Policy};
+use cinch_protocol::{Choice, Given, LevelFigures, Policy, PolicyError};
 use serde::{Deserialize, Serialize};
 
 /// The whole configuration.
@@ -306,7 +306,7 @@ impl Default for Metrics {
     }
 }
 
-/// A class of requests: exactly one of the two.
+/// A class of requests: exactly one of the three.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Class {
@@ -314,6 +314,19 @@ pub struct Class {
     pub policy: Option<Policy>,
     /// A level of the ladder.
     pub level: Option<u32>,
+    /// How many times fewer bytes than level 0 holds it is to take, 1 or more: a level of the ladder is picked.
+    pub ratio: Option<f64>,
+}
+
+impl Class {
+    /// What its requests are served with.
+    ///
+    /// # Errors
+    /// None or more than one of the three; one out of range.
+    pub fn choice(&self, ladder: &cinch_protocol::Ladder) -> Result<Choice, PolicyError> {
+        let given = Given::one_of(self.policy.as_ref(), self.level, self.ratio)?;
+        ladder.choice(given)
+    }
 }
 
 /// Where the ladder is, and what it says.

@@ -1,7 +1,9 @@
 //! Ranges, and what must hold between fields.
 
-use cinch_kernels::Kernels;
 use std::fmt::Display;
+
+use cinch_kernels::Kernels;
+use cinch_protocol::Ladder;
 
 use super::types::{Class, ModelKind, Settings};
 use crate::fields::FieldFault;
@@ -92,10 +94,10 @@ pub(super) fn validate(settings: &Settings) -> Result<(), FieldFault> {
     Ok(())
 }
 
-/// The classes, against a ladder of so many levels.
-pub(super) fn validate_classes(settings: &Settings, levels: usize) -> Result<(), FieldFault> {
+/// The classes, against the ladder.
+pub(super) fn validate_classes(settings: &Settings, ladder: &Ladder) -> Result<(), FieldFault> {
     let mut classes = settings.class.iter();
-    classes.try_for_each(|(name, class)| self::class(name, class, levels))
+    classes.try_for_each(|(name, class)| self::class(name, class, ladder))
 }
 
 fn model(settings: &Settings) -> Result<(), FieldFault> {
@@ -162,7 +164,7 @@ fn token(settings: &Settings) -> Result<(), FieldFault> {
     }
 }
 
-fn class(name: &str, class: &Class, levels: usize) -> Result<(), FieldFault> {
+fn class(name: &str, class: &Class, ladder: &Ladder) -> Result<(), FieldFault> {
     let field = format!("class.{name}");
     if !is_class_name(name) {
         return Err(FieldFault::new(
@@ -171,18 +173,10 @@ fn class(name: &str, class: &Class, levels: usize) -> Result<(), FieldFault> {
             "a name of a-z, 0-9, - and _, 1 to 64 characters",
         ));
     }
-    match (&class.policy, class.level) {
-        (Some(policy), None) => policy
-            .validate()
-            .map_err(|err| FieldFault::from(err).within(&format!("{field}.policy"))),
-        (None, Some(level)) => range(&format!("{field}.level"), level as usize, 0, levels - 1),
-        (None, None) => Err(FieldFault::new(
-            field,
-            "neither `policy` nor `level`",
-            "one of them",
-        )),
-        (Some(_), Some(_)) => Err(FieldFault::new(field, "both `policy` and `level`", "one of them")),
-    }
+    let choice = class.choice(ladder);
+    choice
+        .map(drop)
+        .map_err(|err| FieldFault::from(err).within(&field))
 }
 
 fn range<T: PartialOrd + Display>(field: &str, given: T, low: T, high: T) -> Result<(), FieldFault> {

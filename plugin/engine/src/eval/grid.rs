@@ -5,6 +5,7 @@ use cinch_protocol::Policy;
 use cinch_settings::ConfigError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tracing::warn;
 
 use super::options::Mode;
 use crate::fields::{FieldFault, decode};
@@ -62,6 +63,28 @@ pub(super) struct Grid {
     pub(super) sizes: Sizes,
     /// Names and policies, all different; the first is level 0.
     pub(super) policies: Vec<(String, Policy)>,
+}
+
+impl Grid {
+    /// Leaves out, and says so, what the model cannot be served with: a grid is for any model, and some of it depends on
+    /// layers and heads. `fits` says why not.
+    ///
+    /// # Errors
+    /// Nothing is left to compare with level 0.
+    pub(super) fn fit(&mut self, fits: impl Fn(&Policy) -> Result<(), String>) -> Result<(), FieldFault> {
+        self.policies.retain(|(name, policy)| {
+            let fits = fits(policy);
+            if let Err(reason) = &fits {
+                warn!("{name} is left out: {reason}");
+            }
+            fits.is_ok()
+        });
+        if self.policies.len() < 2 {
+            let given = "no policy beside level 0 that this model can be served with";
+            return Err(FieldFault::new("grid", given, "at least one"));
+        }
+        Ok(())
+    }
 }
 
 /// Reads a grid; `origin` names it in messages.
@@ -233,6 +256,58 @@ mod tests {
         unique.sort_unstable();
         unique.dedup();
         assert_eq!(unique.len(), full.policies.len());
+    }
+
+    /// What the policy schema names, the default grid measures.
+    #[test]
+    fn the_default_grid_has_every_method() {
+        let schema: Value = serde_json::from_str(include_str!("../api/openapi.json")).unwrap();
+        let full = parse(DEFAULT, "default", Mode::Full).unwrap();
+        let policies = || full.policies.iter().map(|(_, policy)| policy);
+        for (section, field) in [
+            ("Select", "method"),
+            ("Select", "layers"),
+            ("Select", "heads"),
+            ("Select", "merge"),
+            ("Project", "method"),
+            ("Quantize", "method"),
+        ] {
+            let schema = &schema["components"]["schemas"][section]["properties"][field];
+            let values = schema["enum"].as_array().unwrap();
+            assert!(values.len() > 1, "{section}.{field}");
+            for value in values.iter().filter(|value| **value != schema["default"]) {
+                let has = |policy: &Policy| {
+                    let policy = serde_json::to_value(policy).unwrap();
+                    policy[section.to_lowercase()][field] == *value
+                };
+                assert!(policies().any(has), "{section}.{field} {value}");
+            }
+        }
+        let quantize = || policies().filter_map(|policy| policy.quantize.as_ref());
+        assert!(quantize().any(|quantize| quantize.rotate_k));
+        assert!(quantize().any(|quantize| !quantize.layers.is_empty()));
+        let project = || policies().filter_map(|policy| policy.project.as_ref());
+        assert!(project().any(|project| project.k_rank.is_some()));
+        assert!(project().any(|project| project.v_rank.is_some()));
+    }
+
+    #[test]
+    fn what_the_model_cannot_have_is_left_out() {
+        let blocks = "[[grid]]\npolicy = { project = { method = \"lowrank\", k_rank = [48, 96] } }\n";
+        let mut grid = with(blocks, Mode::Full).unwrap();
+        let most = |most: u32| {
+            move |policy: &Policy| {
+                let rank = policy.project.as_ref().and_then(|project| project.k_rank);
+                match rank.filter(|rank| *rank > most) {
+                    Some(rank) => Err(format!("{rank} is over {most}")),
+                    None => Ok(()),
+                }
+            }
+        };
+        grid.fit(most(64)).unwrap();
+        assert_eq!(names(&grid), ["full", "lowrank-k48"]);
+        let fault = grid.fit(most(32)).unwrap_err();
+        assert_eq!(fault.field, "grid");
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub fn run(
     config: &Path,
     overrides: &[String],
 ) -> Result<(), RunError> {
-    let checked = options::check(options, &settings, overrides)?;
+    let mut checked = options::check(options, &settings, overrides)?;
     model::check(&settings.model)?;
     let fingerprint = fingerprint::of(&settings.model)?;
     fs::create_dir_all(&options.out).map_err(|err| {
@@ -96,7 +96,7 @@ pub fn run(
     let name = model_name(&settings);
 
     let runtime = run::threads()?;
-    let quality = runtime.block_on(quality(&checked, settings, &points, (name, fingerprint)));
+    let quality = runtime.block_on(quality(&mut checked, settings, &points, (name, fingerprint)));
     runtime.shutdown_background();
     let quality = quality?;
     let speeds = speeds(&checked.grid, config, overrides, &points, &machine, &quality.text);
@@ -119,14 +119,15 @@ fn model_name(settings: &Settings) -> String {
 }
 
 async fn quality(
-    checked: &Checked,
+    checked: &mut Checked,
     settings: Settings,
     points: &Points,
     (name, fingerprint): (String, String),
 ) -> Result<Quality, RunError> {
     let failed = RunError::Eval;
-    let sizes = &checked.grid.sizes;
     let engine = Engine::load(settings).await?;
+    checked.grid.fit(|policy| engine.fits(policy))?;
+    let sizes = &checked.grid.sizes;
     let text = engine.encode(&checked.text, false).map_err(failed)?;
     let start = engine.start().map_err(failed)?;
     let mut jobs = jobs::windows(&text, &start, sizes)?;

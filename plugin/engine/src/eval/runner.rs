@@ -87,6 +87,14 @@ impl Engine {
         Ok(all[..at.unwrap_or_default()].to_vec())
     }
 
+    /// Whether the model can be served with `policy`; if not, why.
+    pub(super) fn fits(&self, policy: &Policy) -> Result<(), String> {
+        let id = self.loaded.mistralrs.next_request_id();
+        let assigned = self.app.kv.assign(id, "default", spelled_out(policy), false);
+        self.app.kv.finish(id);
+        assigned.map_err(|refusal| refusal.0.detail)
+    }
+
     /// Runs `job` under level 0: its piece, and what other policies are compared with.
     pub(super) async fn reference(&self, job: &Job) -> Result<(Piece, Reference)> {
         let (piece, own) = self.request(job, &Policy::default(), None).await?;
@@ -107,11 +115,7 @@ impl Engine {
     ) -> Result<(Piece, Vec<Option<Distribution>>)> {
         let engine = &self.loaded.mistralrs;
         let id = engine.next_request_id();
-        let choice = Choice {
-            level: None,
-            policy: policy.clone(),
-        };
-        let assigned = self.app.kv.assign(id, "default", choice, false);
+        let assigned = self.app.kv.assign(id, "default", spelled_out(policy), false);
         assigned.map_err(|refusal| anyhow::anyhow!("{policy}: {}", refusal.0.detail))?;
         let watcher = Arc::new(Watcher {
             forced: job.forced.clone(),
@@ -170,6 +174,13 @@ impl Engine {
         if let Ok(sender) = self.loaded.mistralrs.get_sender(None) {
             let _ended_before = sender.try_send(Request::Terminate);
         }
+    }
+}
+
+fn spelled_out(policy: &Policy) -> Choice {
+    Choice {
+        level: None,
+        policy: policy.clone(),
     }
 }
 

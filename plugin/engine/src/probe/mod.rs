@@ -173,6 +173,7 @@ fn collect(
     let mut report = RunReport {
         name: run.name.clone(),
         prompt_tokens: done.usage.prompt_tokens,
+        answered_tokens: Some(done.usage.completion_tokens),
         prompt: run.tokens.clone(),
         texts: done.choices.into_iter().map(|choice| choice.text).collect(),
         ..RunReport::default()

@@ -1,4 +1,4 @@
-//! What a request wants of its cache: a class by header or body, and within it a policy or level of its own.
+//! What a request wants of its cache: a class by header or body, and within it a policy, level or ratio of its own.
 
 use axum::http::HeaderMap;
 use cinch_protocol::{Policy, PolicyChange};
@@ -24,6 +24,8 @@ struct Asked {
     policy: Option<Policy>,
     #[serde(default)]
     level: Option<u32>,
+    #[serde(default)]
+    ratio: Option<f64>,
 }
 
 /// What a request gets.
@@ -66,11 +68,14 @@ impl Wish {
         let of_class = app.classes.current(class, field)?;
         let class = class.to_owned();
         let (choice, own) = match asked {
-            Some(Asked { policy, level, .. }) if policy.is_some() || level.is_some() => {
+            Some(Asked {
+                policy, level, ratio, ..
+            }) if policy.is_some() || level.is_some() || ratio.is_some() => {
                 app.kv.require_on()?;
                 let change = PolicyChange {
                     policy,
                     level,
+                    ratio,
                     ..PolicyChange::default()
                 };
                 (app.classes.resolve(&change, FIELD)?, true)
@@ -117,6 +122,9 @@ mod tests {
         .unwrap();
         assert_eq!((wish.class.as_str(), wish.choice.level), ("batch", Some(1)));
         assert_eq!(body, json!({"prompt": "x"}), "the engine does not get to see it");
+        let (wish, _) = take(&[], Some("batch"), json!({"cinch": {"ratio": 4.0}})).unwrap();
+        assert_eq!((wish.class.as_str(), wish.choice.level), ("batch", Some(4)));
+        assert!(wish.own, "a ratio is a wish of its own");
         let policy = json!({"select": {"method": "h2o", "budget": 0.5}});
         let (wish, _) = take(
             &[],
@@ -160,14 +168,28 @@ mod tests {
                 json!({"cinch": {"lvl": 1}}),
                 "cinch.lvl",
                 "an unknown field",
-                "`class`, `policy`, `level`",
+                "`class`, `policy`, `level`, `ratio`",
             ),
             (
                 None,
                 json!({"cinch": {"level": 1, "policy": {}}}),
                 "cinch",
-                "both",
+                "`policy` and `level`",
                 "exactly one",
+            ),
+            (
+                None,
+                json!({"cinch": {"level": 1, "ratio": 2.0}}),
+                "cinch",
+                "`level` and `ratio`",
+                "exactly one",
+            ),
+            (
+                None,
+                json!({"cinch": {"ratio": 9}}),
+                "cinch.ratio",
+                "9",
+                "1.0 to 5.49",
             ),
             (
                 None,
@@ -204,6 +226,8 @@ mod tests {
             (refusal.status().as_u16(), refusal.0.field.as_deref()),
             (409, Some("kv.plugin"))
         );
+        let refusal = take(&["kv.plugin=off"], None, json!({"cinch": {"ratio": 2.0}})).unwrap_err();
+        assert_eq!(refusal.status(), 409);
         assert!(take(&["kv.plugin=off"], Some("batch"), json!({})).is_ok());
     }
 }

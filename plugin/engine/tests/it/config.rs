@@ -122,6 +122,14 @@ fn later_sources_win() {
         batch.level.is_none() && batch.policy.is_some(),
         "the file's level gives way"
     );
+    let settings = crate::common::settings(&["class.batch.ratio=4.0"]);
+    let batch = &settings.class["batch"];
+    assert_eq!((batch.level, batch.ratio), (None, Some(4.0)));
+    let text = refused(CONFIG, &["class.batch.ratio=4.0", "class.batch.level=1"]);
+    assert!(
+        text.contains("field `class.batch`: given `level` and `ratio`"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -210,7 +218,27 @@ fn wrong_values_are_named_with_what_is_allowed() {
         ),
         (
             "class.night={level=1,policy={}}",
-            "field `class.night`: given both `policy` and `level`, allowed one of them",
+            "field `class.night`: given `policy` and `level`, allowed exactly one of `policy`, `level` and `ratio`",
+        ),
+        (
+            "class.night={level=1,ratio=2.0}",
+            "field `class.night`: given `level` and `ratio`, allowed exactly one of",
+        ),
+        (
+            "class.night={}",
+            "field `class.night`: given none of them, allowed exactly one of",
+        ),
+        (
+            "class.batch.ratio=6",
+            "--set class.batch.ratio: field `class.batch.ratio`: given 6, allowed 1.0 to 5.49",
+        ),
+        (
+            "class.batch.ratio=0.5",
+            "field `class.batch.ratio`: given 0.5, allowed 1.0 to 5.49",
+        ),
+        (
+            "class.batch.ratio=half",
+            "field `class.batch.ratio`: given \"half\", allowed a number",
         ),
         (
             "class.Batch={level=0}",
@@ -265,7 +293,10 @@ fn a_ladder_that_is_not_there_is_named() {
     );
     let text = refused(&CONFIG.replace("file = \"ladders/", "# file = \"ladders/"), &[]);
     assert!(text.contains("field `ladder.file`: given nothing"), "{text}");
-    let text = refused("model = { kind = \"gguf\", file = \"x.gguf\" }", &[]);
+    let text = refused(
+        "model = { kind = \"gguf\", file = \"x.gguf\" }",
+        &["class.default.ratio=2.0"],
+    );
     assert!(text.contains("field `ladder`: given nothing"), "{text}");
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use checkpoints::{Architecture, Checkpoint, KV_HEADS};
 use cinch_protocol::probe::{Plan, Report, Run};
 use cinch_tests::{Recorded, mismatch};
-use common::{Server, cinch_with, root, run_probe, text};
+use common::{Server, cinch_with, root, run_probe, said, text};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -45,16 +45,9 @@ impl Model {
 
     fn new(checkpoint: Checkpoint, write: impl FnOnce(&Path) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ladder = root().join("configs/ladders/smollm2-135m-instruct.toml");
-        let text = format!(
-            "[model]\n{}\n[ladder]\nfile = {ladder:?}\nallow_other_model = true\n[class.default]\nlevel = 0\n",
-            write(dir.path())
-        );
-        let config = dir.path().join("engine.toml");
-        std::fs::write(&config, text).unwrap();
         Self {
             checkpoint,
-            config,
+            config: config(dir.path(), &write(dir.path())),
             _dir: dir,
         }
     }
@@ -175,6 +168,17 @@ impl Model {
     }
 }
 
+/// A configuration of this model, in `dir`.
+fn config(dir: &Path, model: &str) -> PathBuf {
+    let ladder = root().join("configs/ladders/smollm2-135m-instruct.toml");
+    let text = format!(
+        "[model]\n{model}\n[ladder]\nfile = {ladder:?}\nallow_other_model = true\n[class.default]\nlevel = 0\n"
+    );
+    let config = dir.join("engine.toml");
+    std::fs::write(&config, text).unwrap();
+    config
+}
+
 /// So many characters of the text, from there.
 fn stretch(from: usize, chars: usize) -> String {
     text().chars().skip(from).take(chars).collect()
@@ -256,4 +260,43 @@ fn gemma2() {
         expected.runs[0].tokens, forgetful.runs[0].tokens,
         "the window makes a difference"
     );
+}
+
+#[test]
+fn what_cannot_be_managed_is_refused_before_it_loads() {
+    for (description, reason) in [
+        (
+            r#"{"architectures": ["DeepseekV3ForCausalLM"]}"#,
+            "latent attention",
+        ),
+        (r#"{"architectures": ["Qwen3NextForCausalLM"]}"#, "recurrent"),
+        (
+            r#"{"architectures": ["GraniteMoeHybridForCausalLM"]}"#,
+            "recurrent",
+        ),
+        (
+            r#"{"architectures": ["MllamaForConditionalGeneration"]}"#,
+            "cross-attention",
+        ),
+        (
+            r#"{"architectures": ["Qwen2VLForConditionalGeneration"]}"#,
+            "multimodal",
+        ),
+        (
+            r#"{"architectures": ["MistralForCausalLM"], "sliding_window": 4096, "max_position_embeddings": 32768}"#,
+            "sliding_window of 4096",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), description).unwrap();
+        let model = format!("kind = \"hf\"\nmodel_id = {:?}", dir.path());
+        let config = config(dir.path(), &model);
+        let ports = ["server.listen=127.0.0.1:0", "api.listen=127.0.0.1:0"];
+        let output = cinch_with(&config, "serve", &ports).output().unwrap();
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        for part in ["error: ", "`model.model_id`", reason, "kv.plugin = \"off\""] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
 }

@@ -8,7 +8,15 @@ pub(super) const END: u32 = 261;
 /// Most of an English text's pairs; `Ġ` is how a byte-level BPE writes a space.
 pub(super) const MERGES: [(&str, &str); 5] = [("Ġ", "t"), ("h", "e"), ("i", "n"), ("e", "r"), ("a", "n")];
 
-const SPECIAL: [&str; 3] = ["<|end|>", "<|user|>", "<|assistant|>"];
+/// The end of text, a chat's roles, and what mistral.rs adds for Gemma 3 where it is missing.
+const SPECIAL: [&str; 6] = [
+    "<|end|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<start_of_image>",
+    "<end_of_image>",
+    "<image_soft_token>",
+];
 
 pub(super) const TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}\
                                    <|assistant|>";

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 
+use crate::architecture;
 use crate::fields::{FieldFault, first_line};
 
 /// `general.architecture` values that mistral.rs 0.8.1 loads from GGUF and whose attention goes through
@@ -78,8 +79,10 @@ pub fn check(path: &Path) -> Result<Header, FieldFault> {
         .unwrap_or("none")
         .to_ascii_lowercase();
     if !ARCHITECTURES.contains(&architecture.as_str()) {
+        let reason =
+            architecture::reason(&architecture).map_or_else(String::new, |reason| format!(": {reason}"));
         return Err(fault(
-            format!("general.architecture is {architecture}"),
+            format!("general.architecture is {architecture}{reason}"),
             format!("one of {}", ARCHITECTURES.join(", ")),
         ));
     }

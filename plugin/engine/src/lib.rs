@@ -7,6 +7,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod architecture;
 pub mod bench;
 pub mod classes;
 pub mod cli;

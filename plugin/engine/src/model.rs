@@ -19,9 +19,9 @@ use tracing::{debug, info, warn};
 
 use crate::config::{DType, LogFormat, Model, ModelKind, Settings};
 use crate::fields::{FieldFault, first_line};
-use crate::gguf_check;
 use crate::kv::Kv;
 use crate::state::{Encode, Loaded};
+use crate::{architecture, gguf_check};
 
 /// Prefixes mistral.rs keeps where the plugin does not bound them by bytes: its own default.
 const PREFIXES: usize = 16;
@@ -83,7 +83,8 @@ pub fn file_exists(model: &Model) -> bool {
 ///
 /// # Errors
 /// The field that names something that can't be served.
-pub fn check(model: &Model) -> Result<(), FieldFault> {
+pub fn check(settings: &Settings) -> Result<(), FieldFault> {
+    let model = &settings.model;
     if let Some(template) = model.chat_template.as_deref().map(home)
         && !template.is_file()
     {
@@ -104,7 +105,7 @@ pub fn check(model: &Model) -> Result<(), FieldFault> {
             file.display()
         );
     }
-    Ok(())
+    architecture::check(settings)
 }
 
 /// What the model's end-of-text token does to an answer.
@@ -145,6 +146,8 @@ pub async fn load(settings: &Settings, end_of_text: EndOfText) -> Result<Loaded,
         Err(join) => return Err(refuse(format!("the loader panicked ({join})"))),
     };
     info!("loaded {id} in {:.1} s", start.elapsed().as_secs_f64());
+    // A model from the hub is described on this machine only now.
+    architecture::check(settings)?;
     let scheduler = SchedulerConfig::DefaultScheduler {
         method: DefaultSchedulerMethod::Fixed(
             NonZeroUsize::new(settings.engine.max_running).unwrap_or(NonZeroUsize::MIN),
@@ -243,11 +246,22 @@ fn hugging_face(model: &Model) -> Box<dyn Loader> {
         EmbeddingSpecificConfig::default(),
         template(model),
         None,
-        model.model_id.clone().unwrap_or_default(),
+        repository(model),
         false,
         None,
     )
     .build()
+}
+
+/// The folder, if it is one; else the id on the hub.
+fn repository(model: &Model) -> String {
+    let id = model.model_id.clone().unwrap_or_default();
+    let folder = home(Path::new(&id));
+    if folder.is_dir() {
+        folder.to_string_lossy().into_owned()
+    } else {
+        id
+    }
 }
 
 fn template(model: &Model) -> Option<String> {

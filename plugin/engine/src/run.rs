@@ -102,7 +102,7 @@ pub fn check(settings: &Settings) -> Result<(), RunError> {
         eprintln!("note: model.file is not there yet");
         return Ok(());
     }
-    model::check(&settings.model)?;
+    model::check(settings)?;
     Ok(fingerprint::check_ladder(settings)?)
 }
 
@@ -111,7 +111,7 @@ pub fn check(settings: &Settings) -> Result<(), RunError> {
 /// # Errors
 /// What kept it from serving.
 pub fn serve(settings: Settings) -> Result<(), RunError> {
-    model::check(&settings.model)?;
+    model::check(&settings)?;
     fingerprint::check_ladder(&settings)?;
     let runtime = threads()?;
     let served = runtime.block_on(run(settings));
@@ -130,7 +130,7 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
     let plan: Plan =
         serde_json::from_slice(&text).map_err(|err| failed(anyhow::anyhow!("{}: {err}", plan.display())))?;
     settings.engine.prefix_cache = plan.prefix_cache;
-    model::check(&settings.model)?;
+    model::check(&settings)?;
     fingerprint::check_ladder(&settings)?;
     let run = async {
         let app = App::new(settings)?;

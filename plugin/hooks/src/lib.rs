@@ -46,7 +46,7 @@ pub trait CachePolicy: Send + Sync {
     /// Appends the fresh K and V of `layer` to every row's cache and returns the attention output,
     /// shape (batch, query heads, query tokens, head dim), in the dtype of `q`.
     ///
-    /// `rows[i]` is the cache of batch row `i`; rows may differ in `seen`. `engine` is the engine's own
+    /// `layer` counts in [`SequenceInfo::layers`]. `rows[i]` is the cache of batch row `i`; rows may differ in `seen`. `engine` is the engine's own
     /// attention, for rows that must give its very output.
     ///
     /// # Errors

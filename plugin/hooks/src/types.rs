@@ -24,7 +24,8 @@ pub struct SequenceInfo {
     pub choice: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// One entry a layer.
+    /// One entry a managed layer, in the model's order. Layers with a sliding window are not among them: the engine
+    /// keeps their rotating caches itself.
     pub layers: Vec<LayerShape>,
     /// The engine's activation dtype.
     pub dtype: DType,

@@ -6,7 +6,7 @@ pub(crate) mod eval;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,13 +33,15 @@ pub(crate) fn text() -> String {
 
 /// The `cinch` binary with the repository's own configuration and the demo model.
 pub(crate) fn cinch(subcommand: &str, overrides: &[&str]) -> Command {
+    let model = format!("model.file={}", env("CINCH_MODEL").display());
+    let overrides = [&[model.as_str()], overrides].concat();
+    cinch_with(&root().join("configs/engine.toml"), subcommand, &overrides)
+}
+
+/// The `cinch` binary with a configuration of the test's own.
+pub(crate) fn cinch_with(config: &Path, subcommand: &str, overrides: &[&str]) -> Command {
     let mut command = Command::new(env("CINCH_BIN"));
-    command
-        .arg(subcommand)
-        .arg("--config")
-        .arg(root().join("configs/engine.toml"))
-        .arg("--set")
-        .arg(format!("model.file={}", env("CINCH_MODEL").display()));
+    command.arg(subcommand).arg("--config").arg(config);
     for change in overrides {
         command.args(["--set", change]);
     }
@@ -47,10 +49,15 @@ pub(crate) fn cinch(subcommand: &str, overrides: &[&str]) -> Command {
 }
 
 pub(crate) fn probe(overrides: &[&str], plan: &Plan) -> Report {
+    run_probe(cinch("probe", overrides), plan)
+}
+
+/// Runs a command that is `cinch probe` without its plan.
+pub(crate) fn run_probe(mut command: Command, plan: &Plan) -> Report {
     let dir = tempfile::tempdir().unwrap();
     let (path, out) = (dir.path().join("plan.json"), dir.path().join("report.json"));
     std::fs::write(&path, serde_json::to_vec(plan).unwrap()).unwrap();
-    let output = cinch("probe", overrides).arg(&path).arg(&out).output().unwrap();
+    let output = command.arg(&path).arg(&out).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     serde_json::from_slice(&std::fs::read(out).unwrap()).unwrap()
 }
@@ -109,7 +116,16 @@ impl Server {
 
     /// On these ports: where another process was before.
     pub(crate) fn start_at(port: u16, api_port: u16, overrides: &[&str]) -> Self {
-        let child = cinch("serve", overrides)
+        Self::spawn(cinch("serve", overrides), port, api_port)
+    }
+
+    /// Runs a command that is `cinch serve`.
+    pub(crate) fn run(command: Command) -> Self {
+        Self::spawn(command, free_port(), free_port())
+    }
+
+    fn spawn(mut command: Command, port: u16, api_port: u16) -> Self {
+        let child = command
             .args(["--set", &format!("server.listen=127.0.0.1:{port}")])
             .args(["--set", &format!("api.listen=127.0.0.1:{api_port}")])
             .args(["--set", "log.level=warn"])
@@ -337,7 +353,7 @@ impl Drop for Controller {
 }
 
 /// Reads f32 logits, little endian.
-pub(crate) fn logits(path: &std::path::Path) -> Vec<f32> {
+pub(crate) fn logits(path: &Path) -> Vec<f32> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .unwrap()

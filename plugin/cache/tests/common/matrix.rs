@@ -269,6 +269,23 @@ pub(crate) fn by_channel(quantize: &Quantize) -> bool {
     }
 }
 
+fn codec(method: QuantizeMethod, bits: Bits) -> Codec {
+    match bits {
+        Bits::B2 => Codec::Int2,
+        Bits::B3 => Codec::Int3,
+        Bits::B4 => Codec::Int4,
+        Bits::B8 if method == QuantizeMethod::Fp8 => Codec::Fp8,
+        Bits::B8 => Codec::Int8,
+        Bits::B16 => Codec::F16,
+    }
+}
+
+/// What a policy's rows are packed as, of layers without bits of their own.
+pub(crate) fn codecs(quantize: &Quantize) -> (Codec, Codec) {
+    let of = |bits| codec(quantize.method, bits);
+    (of(quantize.k_bits), of(quantize.v_bits))
+}
+
 pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], kept: usize) {
     let rows: Vec<(Codec, Codec)> = blocks
         .iter()
@@ -283,22 +300,14 @@ pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], 
         assert!(rows.iter().all(|row| *row == (store, store)));
         return;
     };
-    let codec = |bits| match bits {
-        Bits::B2 => Codec::Int2,
-        Bits::B3 => Codec::Int3,
-        Bits::B4 => Codec::Int4,
-        Bits::B8 if quantize.method == QuantizeMethod::Fp8 => Codec::Fp8,
-        Bits::B8 => Codec::Int8,
-        Bits::B16 => store,
-    };
     let own = quantize
         .layers
         .iter()
         .find(|(range, _)| (range.first..=range.last).contains(&(layer as u32)))
         .map_or((None, None), |(_, own)| (own.k_bits, own.v_bits));
     let packed = (
-        codec(own.0.unwrap_or(quantize.k_bits)),
-        codec(own.1.unwrap_or(quantize.v_bits)),
+        codec(quantize.method, own.0.unwrap_or(quantize.k_bits)),
+        codec(quantize.method, own.1.unwrap_or(quantize.v_bits)),
     );
     for block in blocks {
         let packs = block.k != store;

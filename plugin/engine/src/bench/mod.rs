@@ -58,7 +58,7 @@ pub fn run(
             return Err(FieldFault::new(field, folder.display(), allowed).into());
         }
     }
-    model::check(&settings.model)?;
+    model::check(settings)?;
     fingerprint::check_ladder(settings)?;
     let cases = Case::all(&checked.contexts, &checked.concurrency);
     let longest = cases.iter().flat_map(|case| &case.prompts).copied().max();

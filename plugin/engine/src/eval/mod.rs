@@ -74,7 +74,7 @@ pub fn run(
     overrides: &[String],
 ) -> Result<(), RunError> {
     let mut checked = options::check(options, &settings, overrides)?;
-    model::check(&settings.model)?;
+    model::check(&settings)?;
     let fingerprint = fingerprint::of(&settings.model)?;
     fs::create_dir_all(&options.out).map_err(|err| {
         let given = format!("{} ({err})", options.out.display());

@@ -127,10 +127,16 @@ fn garbage_after_the_magic_is_refused_without_a_panic() {
 #[test]
 fn architectures_that_cannot_be_served_are_named_with_those_that_can() {
     let folder = Folder::new("arch");
-    for architecture in ["deepseek2", "mamba", "gemma3"] {
+    for (architecture, reason) in [
+        ("deepseek2", ": multi-head latent attention"),
+        ("mamba", ": recurrent layers"),
+        ("mllama", ": cross-attention"),
+        ("gemma3", "safetensors only"),
+        ("falcon", ""),
+    ] {
         let (given, allowed) = refused(&folder.file("arch.gguf", &gguf(architecture)));
         assert!(
-            given.contains(&format!("general.architecture is {architecture}")),
+            given.contains(&format!("general.architecture is {architecture}")) && given.contains(reason),
             "{given}"
         );
         assert!(

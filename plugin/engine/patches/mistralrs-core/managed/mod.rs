@@ -9,6 +9,7 @@ mod chunk;
 mod greedy;
 mod prefix;
 mod schedule;
+mod window;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -31,18 +32,56 @@ pub(crate) use greedy::most_likely;
 pub(crate) use prefix::ManagedPrefixes;
 pub(crate) use schedule::schedule;
 
-type Rows = Arc<Vec<Arc<dyn SequenceCache>>>;
+use window::Windows;
+
+/// What a layer of the model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// So manyth of those that the policy manages.
+    Managed(usize),
+    /// So manyth of those with a sliding window, of so many tokens.
+    Window { index: usize, tokens: usize },
+}
+
+/// One managed sequence's caches.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    cache: Arc<dyn SequenceCache>,
+    windows: Windows,
+    /// One entry a layer of the model.
+    places: Arc<[Place]>,
+}
+
+/// Those of the rows of a batch.
+struct Batch {
+    rows: Vec<Arc<dyn SequenceCache>>,
+    windows: Vec<Windows>,
+    places: Arc<[Place]>,
+}
+
+impl Batch {
+    /// `None` without rows. All are of one model.
+    fn new(handles: Vec<Handle>) -> Option<Arc<Self>> {
+        let places = handles.first()?.places.clone();
+        let (rows, windows) = handles.into_iter().map(|handle| (handle.cache, handle.windows)).unzip();
+        Some(Arc::new(Self { rows, windows, places }))
+    }
+
+    fn layer(self: &Arc<Self>, layer: usize) -> KvCache {
+        KvCache::Managed(ManagedCache { batch: self.clone(), layer })
+    }
+}
 
 /// One layer of a batch of managed sequences.
 #[derive(Clone)]
 pub struct ManagedCache {
-    rows: Rows,
+    batch: Arc<Batch>,
     layer: usize,
 }
 
 impl fmt::Debug for ManagedCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ManagedCache {{ layer: {}, rows: {} }}", self.layer, self.rows.len())
+        write!(f, "ManagedCache {{ layer: {}, rows: {} }}", self.layer, self.batch.rows.len())
     }
 }
 
@@ -81,7 +120,15 @@ impl ManagedCache {
 
     /// Tokens seen, as masks and positions need it: the longest row's.
     pub(crate) fn seen(&self) -> usize {
-        self.rows.iter().map(|row| row.seen(self.layer)).max().unwrap_or(0)
+        let seen = match self.place() {
+            Place::Managed(layer) => self.batch.rows.iter().map(|row| row.seen(layer)).max(),
+            Place::Window { index, .. } => self.batch.windows.iter().map(|row| row.seen(index)).max(),
+        };
+        seen.unwrap_or(0)
+    }
+
+    fn place(&self) -> Place {
+        self.batch.places[self.layer]
     }
 
     /// Takes the handles that `append` left for `k`, if it left any.
@@ -112,6 +159,12 @@ impl ManagedCache {
         let Some(policy) = cinch_hooks::installed() else {
             candle_core::bail!("a managed cache without an installed policy");
         };
+        let layer = match self.place() {
+            Place::Managed(layer) => layer,
+            Place::Window { index, .. } => {
+                return window::attend(&self.batch.windows, index, q, k, v, mask, flash, sdpa)
+            }
+        };
         if sdpa.sinks.is_some() {
             candle_core::bail!("attention sinks in the model's weights can't be managed (layer {})", self.layer);
         }
@@ -134,7 +187,7 @@ impl ManagedCache {
             Sdpa.run_attention(q, k, v, real.as_ref().or(mask), flash, sdpa)
         };
         policy
-            .attend(self.layer, &self.rows, Qkv { q, k, v }, &params, &engine)
+            .attend(layer, &self.batch.rows, Qkv { q, k, v }, &params, &engine)
             .map_err(candle_core::Error::wrap)
     }
 }
@@ -189,18 +242,31 @@ fn check_causal(mask: Option<&Tensor>, fresh: usize, seen: usize) -> Result<()> 
     Ok(())
 }
 
-/// The handles of one sequence as the engine keeps them: one entry a layer.
-pub(crate) fn layers(cache: &Arc<dyn SequenceCache>, layers: usize) -> Vec<Option<KvCache>> {
-    let rows: Rows = Arc::new(vec![cache.clone()]);
-    (0..layers)
-        .map(|layer| Some(KvCache::Managed(ManagedCache { rows: rows.clone(), layer })))
-        .collect()
+impl Handle {
+    fn new(cache: Arc<dyn SequenceCache>, places: Arc<[Place]>) -> Self {
+        let size = |place: &Place| match place {
+            Place::Window { tokens, .. } => Some(*tokens),
+            Place::Managed(_) => None,
+        };
+        let windows = Windows::new(places.iter().filter_map(size));
+        Self { cache, windows, places }
+    }
+
+    /// As the engine keeps a sequence's cache: one entry a layer.
+    pub(crate) fn layers(&self) -> Vec<Option<KvCache>> {
+        let batch = Batch::new(vec![self.clone()]);
+        (0..self.places.len()).map(|layer| batch.as_ref().map(|batch| batch.layer(layer))).collect()
+    }
 }
 
 /// The handle of a managed sequence.
-pub(crate) fn handle(seq: &mut Sequence) -> Option<Arc<dyn SequenceCache>> {
+pub(crate) fn handle(seq: &mut Sequence) -> Option<Handle> {
     match seq.normal_cache().first() {
-        Some(Some(KvCache::Managed(managed))) => managed.rows.first().cloned(),
+        Some(Some(KvCache::Managed(managed))) => Some(Handle {
+            cache: managed.batch.rows.first()?.clone(),
+            windows: managed.batch.windows.first()?.clone(),
+            places: managed.batch.places.clone(),
+        }),
         _ => None,
     }
 }
@@ -213,26 +279,25 @@ pub(crate) fn gather<'a>(
     if !installed() {
         return false;
     }
-    let Some(rows) = seqs.map(handle).collect::<Option<Vec<_>>>() else {
+    let Some(batch) = seqs.map(handle).collect::<Option<Vec<_>>>().and_then(Batch::new) else {
         return false;
     };
     // Whatever an aborted forward pass left behind belongs to no batch any more.
     PENDING.with(RefCell::take);
-    let rows: Rows = Arc::new(rows);
     for (layer, slot) in cache.iter_mut().enumerate() {
-        *slot = KvCache::Managed(ManagedCache { rows: rows.clone(), layer });
+        *slot = batch.layer(layer);
     }
     true
 }
 
-/// What the plugin is told of a new sequence, or why its model can't be managed.
-pub(crate) fn describe(
+/// What the plugin is told of a new sequence and what each layer of its model is, or why it can't be managed.
+fn describe(
     pipeline: &dyn Pipeline,
     request: usize,
     sequence: usize,
     choice: usize,
     prompt_tokens: usize,
-) -> std::result::Result<SequenceInfo, String> {
+) -> std::result::Result<(SequenceInfo, Arc<[Place]>), String> {
     let refuse = |reason: &str| Err(format!("this model can't be managed by a KV-cache policy: {reason}"));
     let EitherCache::Normal(normal) = pipeline.cache() else {
         return refuse("it keeps recurrent state or a cache of its own kind (hybrid, x-lora)");
@@ -245,23 +310,38 @@ pub(crate) fn describe(
         return refuse("multi-head latent attention (MLA) has a compressed cache of its own");
     }
     let normal = normal.lock().map_err(|_| "the model's cache lock is poisoned".to_string())?;
-    let mut layers = Vec::with_capacity(normal.0.len());
+    let (mut layers, mut windows, mut places) = (Vec::new(), 0, Vec::with_capacity(normal.0.len()));
     for (layer, cache) in normal.0.iter().enumerate() {
-        match cache {
-            KvCache::Normal { .. } | KvCache::Managed(_) => layers.push(LayerShape {
-                kv_heads: model.num_kv_heads_for_layer(layer),
-                k_dim: model.k_head_dim_for_layer(layer),
-                v_dim: model.v_head_dim_for_layer(layer),
-            }),
-            KvCache::Rotating { .. } => {
-                return refuse(&format!("layer {layer} has a sliding-window (rotating) cache"))
-            }
+        let window = match cache {
+            KvCache::Normal { .. } => None,
+            // One that the context never fills is none.
+            KvCache::Rotating { k, .. } => Some(k.max_seq_len()).filter(|tokens| *tokens < metadata.max_seq_len),
+            KvCache::Managed(managed) => match managed.place() {
+                Place::Managed(_) => None,
+                Place::Window { tokens, .. } => Some(tokens),
+            },
             KvCache::Shared { owner } => {
                 return refuse(&format!("layer {layer} shares the cache of layer {owner}"))
             }
+        };
+        if let Some(tokens) = window {
+            places.push(Place::Window { index: windows, tokens });
+            windows += 1;
+        } else {
+            places.push(Place::Managed(layers.len()));
+            layers.push(LayerShape {
+                kv_heads: model.num_kv_heads_for_layer(layer),
+                k_dim: model.k_head_dim_for_layer(layer),
+                v_dim: model.v_head_dim_for_layer(layer),
+            });
         }
     }
-    Ok(SequenceInfo {
+    if let (true, Some(Place::Window { tokens, .. })) = (layers.is_empty(), places.first()) {
+        return refuse(&format!(
+            "every layer has a sliding window, of {tokens} tokens: none is left to manage"
+        ));
+    }
+    let info = SequenceInfo {
         request,
         sequence,
         choice,
@@ -269,7 +349,8 @@ pub(crate) fn describe(
         layers,
         dtype: metadata.activation_dtype,
         device: pipeline.device(),
-    })
+    };
+    Ok((info, places.into()))
 }
 
 /// Opens a managed sequence's cache; `None` when no policy is installed.
@@ -279,13 +360,13 @@ pub(crate) fn open(
     sequence: usize,
     choice: usize,
     prompt_tokens: usize,
-) -> std::result::Result<Option<(SequenceInfo, Arc<dyn SequenceCache>)>, String> {
+) -> std::result::Result<Option<(SequenceInfo, Handle)>, String> {
     let Some(policy) = cinch_hooks::installed() else {
         return Ok(None);
     };
-    let info = describe(pipeline, request, sequence, choice, prompt_tokens)?;
+    let (info, places) = describe(pipeline, request, sequence, choice, prompt_tokens)?;
     let cache = policy.open(&info).map_err(|err| err.to_string())?;
-    Ok(Some((info, cache)))
+    Ok(Some((info, Handle::new(cache, places))))
 }
 
 /// A layer alone can't be truncated: its sequence is forked first, then truncated in all layers.

@@ -1,17 +1,27 @@
 //! Prefix reuse of managed sequences, bounded in bytes. Upstream never evicts entries on CPU.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use cinch_hooks::{ForkRole, SequenceCache, SequenceInfo};
+use cinch_hooks::{ForkRole, SequenceInfo};
 
-use super::{handle, layers};
+use super::{handle, Handle};
 use crate::prefix_cacher::MatchingCache;
 use crate::sequence::Sequence;
 
 struct Entry {
     tokens: Vec<u32>,
-    cache: Arc<dyn SequenceCache>,
+    handle: Handle,
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        self.handle.cache.bytes() + self.handle.windows.bytes()
+    }
+
+    /// The shortest prefix of it that can be gone on from.
+    fn reachable_from(&self) -> usize {
+        self.handle.cache.reachable_from().max(self.handle.windows.reachable_from())
+    }
 }
 
 /// Finished sequences' caches, least recently used first.
@@ -23,17 +33,17 @@ pub(crate) struct ManagedPrefixes {
 impl ManagedPrefixes {
     /// Keeps what a finished sequence leaves. False if the sequence is not managed.
     pub(crate) fn add(&mut self, seq: &mut Sequence) -> bool {
-        let (Some(policy), Some(cache)) = (cinch_hooks::installed(), handle(seq)) else {
+        let (Some(policy), Some(handle)) = (cinch_hooks::installed(), handle(seq)) else {
             return false;
         };
         // The last sampled token was never fed back: its K and V do not exist.
-        let seen = cache.seen(0).min(seq.get_toks().len());
+        let seen = handle.cache.seen(0).min(seq.get_toks().len());
         let text_only = !(seq.has_images() || seq.has_audios() || seq.has_videos());
         if seen > 0 && text_only && policy.prefix_cache_limit() > 0 {
-            if let Ok(cache) = cache.fork(ForkRole::Prefix) {
+            if let Some(handle) = fork(&handle, ForkRole::Prefix) {
                 let tokens = seq.get_toks()[..seen].to_vec();
                 self.entries.retain(|entry| entry.tokens != tokens);
-                self.entries.push_back(Entry { tokens, cache });
+                self.entries.push_back(Entry { tokens, handle });
             }
         }
         self.evict(None);
@@ -45,12 +55,12 @@ impl ManagedPrefixes {
         let Some(policy) = cinch_hooks::installed() else {
             return;
         };
-        let mut bytes: usize = self.entries.iter().map(|entry| entry.cache.bytes()).sum();
+        let mut bytes: usize = self.entries.iter().map(Entry::bytes).sum();
         while bytes > policy.prefix_cache_limit() {
             let Some(oldest) = self.entries.pop_front() else {
                 break;
             };
-            bytes = bytes.saturating_sub(oldest.cache.bytes());
+            bytes = bytes.saturating_sub(oldest.bytes());
         }
         policy.prefix_cache_report(self.entries.len(), bytes, lookup_hit);
     }
@@ -70,19 +80,19 @@ impl ManagedPrefixes {
                 let shared = entry.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
                 (shared.min(tokens.len().saturating_sub(1)), index)
             })
-            .filter(|(shared, index)| *shared > 0 && *shared >= self.entries[*index].cache.reachable_from())
+            .filter(|(shared, index)| *shared > 0 && *shared >= self.entries[*index].reachable_from())
             .collect();
         candidates.sort_unstable_by(|a, b| b.cmp(a));
         let hit = candidates.into_iter().find_map(|(shared, index)| {
-            let cache = continue_from(&self.entries[index].cache, shared, sequence)?;
-            Some((shared, index, cache))
+            let handle = continue_from(&self.entries[index].handle, shared, sequence)?;
+            Some((shared, index, handle))
         });
-        let found = hit.map(|(shared, index, cache)| {
+        let found = hit.map(|(shared, index, handle)| {
             if let Some(entry) = self.entries.remove(index) {
                 self.entries.push_back(entry);
             }
             MatchingCache::Normal {
-                normal: layers(&cache, sequence.layers.len()),
+                normal: handle.layers(),
                 recurrent_snapshots: None,
                 images_to_keep: 0,
                 audios_to_keep: 0,
@@ -96,16 +106,23 @@ impl ManagedPrefixes {
     }
 }
 
-/// A fork of `cache` at `seen` tokens for `sequence`; `None` where the plugin refuses: then it is a miss.
-pub(super) fn continue_from(
-    cache: &Arc<dyn SequenceCache>,
-    seen: usize,
-    sequence: &SequenceInfo,
-) -> Option<Arc<dyn SequenceCache>> {
+/// A fork of a sequence's caches; `None` where the plugin refuses.
+fn fork(handle: &Handle, role: ForkRole) -> Option<Handle> {
+    Some(Handle {
+        cache: handle.cache.fork(role).ok()?,
+        windows: handle.windows.fork().ok()?,
+        places: handle.places.clone(),
+    })
+}
+
+/// A fork at `seen` tokens for `sequence`; `None` where the plugin refuses: then it is a miss.
+fn continue_from(handle: &Handle, seen: usize, sequence: &SequenceInfo) -> Option<Handle> {
     let policy = cinch_hooks::installed()?;
-    let fork = cache.fork(ForkRole::Sequence).ok()?;
-    if fork.seen(0) != seen {
-        fork.truncate(seen).ok()?;
+    let mut fork = fork(handle, ForkRole::Sequence)?;
+    if fork.cache.seen(0) != seen {
+        fork.cache.truncate(seen).ok()?;
+        fork.windows.truncate(seen).ok()?;
     }
-    policy.adopt(fork, sequence).ok()
+    fork.cache = policy.adopt(fork.cache, sequence).ok()?;
+    Some(fork)
 }

@@ -34,7 +34,7 @@ pub struct Select {
     /// First layers that keep every token, beside the budget of the others. 0 ..= 16, by default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_layers: Option<u32>,
-    /// What noise is drawn from. By default 0.
+    /// What noise and merges are drawn from. By default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u32>,
     /// Temperature that scores are softened by after 512 decoded tokens; it begins at 1. 1.0 ..= 8.0, by default 2.0.
@@ -89,6 +89,8 @@ pub enum Merge {
     None,
     /// Each is merged into the kept row whose key is most like its own (D2O, arXiv 2406.13035).
     D2o,
+    /// The value of each is added to those of the kept rows that follow it, by a draw (CaM, Zhang et al., ICML 2024).
+    Cam,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -186,7 +188,9 @@ impl Select {
         if let Some(layers) = self.own("skip_layers", self.skip_layers)? {
             range("select.skip_layers", layers, 0, 16)?;
         }
-        self.own("seed", self.seed)?;
+        if self.merge != Merge::Cam {
+            self.own("seed", self.seed)?;
+        }
         if let Some(temperature) = self.own("temperature", self.temperature)? {
             range("select.temperature", temperature, 1.0, 8.0)?;
         }
@@ -224,7 +228,8 @@ impl Select {
             Some(given) if !self.method.fields().contains(&field) => {
                 let with = SelectMethod::ALL.iter().filter(|m| m.fields().contains(&field));
                 let with: Vec<&str> = with.map(|method| method.name()).collect();
-                let allowed = format!("only with method {}", with.join(" or "));
+                let merge = if field == "seed" { " or with merge cam" } else { "" };
+                let allowed = format!("only with method {}{merge}", with.join(" or "));
                 Err(PolicyError::new(&format!("select.{field}"), given, &allowed))
             }
             given => Ok(given),
@@ -242,10 +247,11 @@ impl fmt::Display for Select {
         if self.heads == Heads::Adaptive {
             f.write_str(" adaptive")?;
         }
-        if self.merge == Merge::D2o {
-            f.write_str(" d2o")?;
-        }
-        Ok(())
+        f.write_str(match self.merge {
+            Merge::None => "",
+            Merge::D2o => " d2o",
+            Merge::Cam => " cam",
+        })
     }
 }
 
@@ -283,6 +289,15 @@ mod tests {
                 }
             }
         }
+        assert_eq!(
+            select(SelectMethod::H2o, r#", "seed": 7, "merge": "cam""#),
+            Ok(())
+        );
+        let error = select(SelectMethod::H2o, r#", "seed": 7, "merge": "d2o""#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "select.seed: given 7, allowed only with method keyformer or with merge cam"
+        );
         let error = select(SelectMethod::H2o, r#", "window": 8"#).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use cinch_hooks::HookError;
+use cinch_protocol::Merge;
 
 use crate::layer::Compaction;
 use crate::plan::{Place, Plan};
 use crate::project::Queries;
 use crate::select::adaptive::{self, Candidate};
-use crate::select::merge::{Merged, merge};
+use crate::select::merge::{Merged, cam, d2o};
 use crate::select::moments::Moments;
 use crate::select::{self, Budget, Edges, Reads, Rows};
 use crate::store::{Column, Dims, Head, Rebuilt, Targets};
@@ -17,6 +18,8 @@ use crate::store::{Column, Dims, Head, Rebuilt, Targets};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Context<'a> {
     pub(crate) place: Place,
+    /// KV head.
+    pub(crate) kv: usize,
     /// Tokens seen, those of this step included.
     pub(crate) seen: usize,
     /// Tokens of the prompt, those to come included.
@@ -27,6 +30,12 @@ pub(crate) struct Context<'a> {
     pub(crate) layer_scores: &'a [f32],
     /// Whether some rows go, of this head or, where heads compete, of another one.
     pub(crate) over: bool,
+}
+
+impl<'a> Context<'a> {
+    fn scores(&self, head: &'a Head) -> &'a [f32] {
+        head.scores.as_ref().map_or(self.layer_scores, Column::as_slice)
+    }
 }
 
 /// A head's ranked rows, and how many may stay.
@@ -64,10 +73,7 @@ pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Op
     let rows = Rows {
         kept,
         edges,
-        scores: head
-            .scores
-            .as_ref()
-            .map_or(context.layer_scores, Column::as_slice),
+        scores: context.scores(head),
         k: &k,
         k_dim,
         v: &v,
@@ -112,7 +118,7 @@ pub(crate) fn compact(
     targets: &Targets,
     what: Compaction,
     ranked: Option<Ranked>,
-    whole: bool,
+    context: &Context<'_>,
     queries: impl FnOnce() -> Queries,
 ) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
     let keep = ranked
@@ -122,28 +128,41 @@ pub(crate) fn compact(
         return Ok((Rebuilt::default(), None));
     }
     // Keys turn with their positions: those of the prompt's first part alone say little of those to come.
+    let whole = context.seen >= context.prompt;
     let project = plan.policy.project.as_ref().filter(|_| whole);
     if let Some(project) = project.filter(|_| head.bases.is_none()) {
         head.learn(project, queries)?;
     }
     let merged = match &keep {
-        Some(keep) if plan.merges() => merged(head, plan, keep)?,
-        _ => Merged::default(),
+        Some(keep) => merged(head, plan, keep, context)?,
+        None => Merged::default(),
     };
     let rebuilt = head.compact(keep.as_deref(), targets)?;
-    head.replace(&merged.rows, &merged.k, &merged.v)?;
+    head.replace(&merged.rows, merged.k.as_deref(), &merged.v)?;
     Ok((rebuilt, keep))
 }
 
 /// What becomes of the rows that evicted ones are merged into.
-fn merged(head: &mut Head, plan: &Plan, keep: &[u32]) -> Result<Merged, HookError> {
-    let (k, v) = head.unpack()?;
+fn merged(head: &mut Head, plan: &Plan, keep: &[u32], context: &Context<'_>) -> Result<Merged, HookError> {
     let Dims {
         k: k_dim, v: v_dim, ..
     } = head.dims();
-    let sinks = head.rows_before(plan.sinks());
-    let mut threshold = head.threshold;
-    let merged = merge((&k, k_dim), (&v, v_dim), keep, sinks, &mut threshold);
-    head.threshold = threshold;
-    Ok(merged)
+    Ok(match plan.merge() {
+        (Merge::None, _) => Merged::default(),
+        (Merge::D2o, _) => {
+            let (k, v) = head.unpack()?;
+            let sinks = head.rows_before(plan.sinks());
+            d2o::merge((&k, k_dim), (&v, v_dim), keep, sinks, &mut head.threshold)
+        }
+        (Merge::Cam, seed) => {
+            let source = cam::Source {
+                seed,
+                layer: context.place.layer,
+                kv: context.kv,
+                positions: head.positions(),
+            };
+            let v = head.unpack_values()?;
+            cam::merge((&v, v_dim), context.scores(head), keep, &source)
+        }
+    })
 }

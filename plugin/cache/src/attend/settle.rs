@@ -74,6 +74,7 @@ pub(crate) fn settle(
         let layer: &mut Layer = layer;
         let context = Context {
             place: layer.place,
+            kv: 0,
             seen: layer.seen + fresh,
             prompt: layer.prompt,
             scale: step.heads.scale,
@@ -86,6 +87,7 @@ pub(crate) fn settle(
         let kept: usize = layer.heads.iter().map(|head| head.kept() + stored).sum();
         for (kv, head) in layer.heads.iter_mut().enumerate() {
             let context = Context {
+                kv,
                 over: budget.is_some_and(|budget| match layer.plan.floor() {
                     Some(_) => heads * budget.total < kept,
                     None => budget.total < head.kept() + stored,
@@ -206,7 +208,7 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
         &task.targets,
         what,
         task.ranked.take(),
-        task.context.seen >= task.context.prompt,
+        &task.context,
         || queries(step, &source),
     )?;
     if task.rebuilt != Rebuilt::default()

@@ -2,6 +2,7 @@
 //! of all: sinks and the most recent tokens stay, the budget is met exactly, and the answer is strictly increasing.
 
 pub(crate) mod adaptive;
+mod draw;
 mod expected;
 mod h2o;
 mod key_norm;

@@ -262,17 +262,21 @@ impl Block {
         Ok(())
     }
 
-    /// Packs one row again, with other values. In a tile whose tokens share parameters, those are made anew.
-    pub(crate) fn replace(&mut self, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
+    /// Packs one row again, with other values (`None`: its key stays). In a tile whose tokens share parameters, those are
+    /// made anew.
+    pub(crate) fn replace(&mut self, row: usize, k: Option<&[f32]>, v: &[f32]) -> Result<(), HookError> {
         let Dims { kernels, k: dim, .. } = self.dims;
         let (k_side, v_side) = self.pair.sides(self.dims);
         let filled = self.filled as usize;
-        let mut rotated = k.to_vec();
-        if self.pair.rotated {
-            kernels.rotate(dim, &mut rotated).map_err(kernel)?;
-        }
+        let rotated = self.pair.rotated;
         let (to_k, to_v) = self.sides_mut();
-        replace(kernels, k_side, filled, row, &rotated, to_k)?;
+        if let Some(k) = k {
+            let mut k = k.to_vec();
+            if rotated {
+                kernels.rotate(dim, &mut k).map_err(kernel)?;
+            }
+            replace(kernels, k_side, filled, row, &k, to_k)?;
+        }
         replace(kernels, v_side, filled, row, v, to_v)
     }
 

@@ -286,12 +286,13 @@ impl Head {
         Arc::get_mut(block).expect("a block just made has one owner")
     }
 
-    /// Puts other values in the place of `rows` (strictly increasing), `k` and `v` having as many, each in its row's codec.
-    pub(crate) fn replace(&mut self, rows: &[usize], k: &[f32], v: &[f32]) -> Result<(), HookError> {
+    /// Puts other values in the place of `rows` (strictly increasing), `k` (`None`: keys stay) and `v` having as many, each in
+    /// its row's codec.
+    pub(crate) fn replace(&mut self, rows: &[usize], k: Option<&[f32]>, v: &[f32]) -> Result<(), HookError> {
         let dims = self.dims;
-        let values = k.chunks_exact(dims.k).zip(v.chunks_exact(dims.v));
         let (mut index, mut start) = (0, 0);
-        for (row, (k, v)) in rows.iter().zip(values) {
+        for (i, (row, v)) in rows.iter().zip(v.chunks_exact(dims.v)).enumerate() {
+            let k = k.map(|k| &k[i * dims.k..(i + 1) * dims.k]);
             while index < self.blocks.len() && *row >= start + self.blocks[index].rows() {
                 start += self.blocks[index].rows();
                 index += 1;
@@ -303,10 +304,10 @@ impl Head {
                 *block = Arc::new(block.duplicate());
             }
             let bases = self.bases.as_deref().filter(|_| block.pair().projected);
-            let k = coordinates(bases.and_then(|bases| bases.k.as_ref()), k);
+            let k = k.map(|k| coordinates(bases.and_then(|bases| bases.k.as_ref()), k));
             let v = coordinates(bases.and_then(|bases| bases.v.as_ref()), v);
             if let Some(block) = Arc::get_mut(block) {
-                block.replace(row - start, &k, &v)?;
+                block.replace(row - start, k.as_deref(), &v)?;
             }
         }
         Ok(())

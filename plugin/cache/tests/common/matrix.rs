@@ -86,6 +86,15 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
                 "quantize": {"k_bits": 8, "v_bits": 8}}"#,
         ),
         (
+            "h2o adaptive cam",
+            r#"{"select": {"method": "h2o", "budget": 0.4, "recent": 16, "interval": 8, "heads": "adaptive", "merge": "cam"}}"#,
+        ),
+        (
+            "tova cam×kivi k4v4",
+            r#"{"select": {"method": "tova", "budget": 0.6, "recent": 16, "interval": 8, "merge": "cam", "seed": 3},
+                "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
             "h2o×int4",
             r#"{"select": {"method": "h2o", "budget": 0.5, "sinks": 2, "recent": 24, "interval": 16},
                 "quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#,

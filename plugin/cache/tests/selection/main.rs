@@ -157,10 +157,13 @@ fn layers_and_heads_compete_and_rows_merge() {
             r#""layers": "pyramid""#,
             r#""layers": "pyramid", "beta": 3"#,
             r#""merge": "d2o""#,
+            r#""merge": "cam""#,
+            r#""merge": "cam", "seed": 5"#,
             r#""heads": "adaptive""#,
             r#""heads": "adaptive", "floor": 0.0"#,
             r#""heads": "adaptive", "floor": 1.0"#,
             r#""heads": "adaptive", "layers": "pyramid", "merge": "d2o""#,
+            r#""heads": "adaptive", "layers": "pyramid", "merge": "cam""#,
         ] {
             if adaptive || !wrapper.contains("adaptive") {
                 let budget = r#""budget": 0.45, "recent": 16, "interval": 7"#;

@@ -263,8 +263,10 @@ impl Layer {
         }
         for ((head, before), left) in self.heads.iter_mut().zip(before).zip(left) {
             head.rows = left.iter().map(|row| before[*row].clone()).collect();
-            if select.merge == Merge::D2o {
-                merge::d2o(head, &before, &left, select.sinks);
+            match select.merge {
+                Merge::None => {}
+                Merge::D2o => merge::d2o(head, &before, &left, select.sinks),
+                Merge::Cam => merge::cam(head, &before, &left, select.seed.unwrap_or(0)),
             }
         }
     }

@@ -40,6 +40,9 @@ pub struct Select {
     /// Temperature that scores are softened by after 512 decoded tokens; it begins at 1. 1.0 ..= 8.0, by default 2.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
+    /// Share of its attention to the prompt that a head's rows must have got, at the least. 0.5 ..= 1.0, by default 0.95.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recover: Option<f64>,
     /// How the budget is spread over layers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub layers: Layers,
@@ -150,6 +153,8 @@ methods! {
     Keydiff = "keydiff" [];
     /// `LagKV` (arXiv 2504.04704): tokens that stand out against the partition that follows theirs.
     Lagkv = "lagkv" [];
+    /// `FastGen` (arXiv 2310.01801): of each head, what recovers enough of its attention to the prompt; at most the budget.
+    Fastgen = "fastgen" ["recover"];
 }
 
 impl Select {
@@ -193,6 +198,9 @@ impl Select {
         }
         if let Some(temperature) = self.own("temperature", self.temperature)? {
             range("select.temperature", temperature, 1.0, 8.0)?;
+        }
+        if let Some(recover) = self.own("recover", self.recover)? {
+            range("select.recover", recover, 0.5, 1.0)?;
         }
         self.validate_spread()
     }
@@ -274,6 +282,7 @@ mod tests {
             ("skip_layers", "2"),
             ("seed", "7"),
             ("temperature", "3.0"),
+            ("recover", "0.9"),
             ("heads", r#""adaptive""#),
         ];
         for method in SelectMethod::ALL {
@@ -307,7 +316,7 @@ mod tests {
 
     #[test]
     fn fields_have_ranges() {
-        use SelectMethod::{KeyNorm, Keyformer, Snapkv};
+        use SelectMethod::{Fastgen, KeyNorm, Keyformer, Snapkv};
         for (method, rest) in [
             (Snapkv, r#", "window": 0"#),
             (Snapkv, r#", "window": 65"#),
@@ -316,6 +325,8 @@ mod tests {
             (KeyNorm, r#", "skip_layers": 17"#),
             (Keyformer, r#", "temperature": 0.5"#),
             (Keyformer, r#", "temperature": 9.0"#),
+            (Fastgen, r#", "recover": 0.49"#),
+            (Fastgen, r#", "recover": 1.01"#),
             (Snapkv, r#", "beta": 20"#),
             (Snapkv, r#", "layers": "pyramid", "beta": 1"#),
             (Snapkv, r#", "floor": 0.5"#),

@@ -28,8 +28,10 @@ pub(crate) struct Context<'a> {
     pub(crate) scale: f32,
     /// The layer's scores, for a head that has none of its own.
     pub(crate) layer_scores: &'a [f32],
-    /// Whether some rows go, of this head or, where heads compete, of another one.
+    /// Whether some rows may go, of this head or, where heads compete, of another one.
     pub(crate) over: bool,
+    /// Whether a prompt ended with this step.
+    pub(crate) prefilled: bool,
 }
 
 impl<'a> Context<'a> {
@@ -48,16 +50,16 @@ pub(crate) struct Ranked {
 }
 
 /// Ranks the rows of a head where some rows go.
-pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Option<Ranked>, HookError> {
+pub(crate) fn rank(head: &mut Head, plan: &Plan, context: &Context<'_>) -> Result<Option<Ranked>, HookError> {
     let budget = plan.budget(context.place, context.seen, context.prompt);
     let Some((method, budget)) = plan.method().zip(budget) else {
         return Ok(None);
     };
-    let (kept, Budget { total, .. }) = (head.kept(), budget);
     if !context.over {
         return Ok(None);
     }
-    let edges = budget.edges(kept, context.seen, |position| head.rows_before(position));
+    let kept = head.kept();
+    let edges = |budget: Budget| budget.edges(kept, context.seen, |position| head.rows_before(position));
     let reads = method.reads();
     let k = match reads {
         Reads::Nothing => Vec::new(),
@@ -70,9 +72,11 @@ pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Op
     let Dims {
         k: k_dim, v: v_dim, ..
     } = head.dims();
-    let rows = Rows {
+    let mut rows = Rows {
         kept,
-        edges,
+        seen: context.seen,
+        positions: head.positions(),
+        edges: edges(budget),
         scores: context.scores(head),
         k: &k,
         k_dim,
@@ -84,14 +88,21 @@ pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Op
             .and_then(|column| Moments::read(column, k_dim)),
         scale: context.scale,
     };
-    let ranks = method.rank(&rows);
-    let ranks = Cow::into_owned(ranks);
-    Ok(Some(Ranked {
-        ranks,
-        edges,
+    let (mut budget, mut profile) = (budget, head.profile);
+    // A prompt's first parts say little of what its end attends to.
+    if method.profiles() && context.seen >= context.prompt {
+        profile = profile.filter(|_| !context.prefilled);
+        budget = method.narrow(budget, &rows, &mut profile);
+        rows.edges = edges(budget);
+    }
+    let ranked = Ranked {
+        ranks: Cow::into_owned(method.rank(&rows)),
+        edges: rows.edges,
         kept,
-        total,
-    }))
+        total: budget.total,
+    };
+    head.profile = profile;
+    Ok(Some(ranked))
 }
 
 /// Lets a layer's heads compete for its budget.

@@ -16,6 +16,7 @@ use cinch_protocol::Project;
 use smallvec::SmallVec;
 
 use crate::project::{self, Bases, Basis, Queries};
+use crate::select::Profile;
 
 pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
@@ -95,6 +96,8 @@ pub(crate) struct Head {
     pub(crate) bases: Option<Arc<Bases>>,
     /// The cosine from which on evicted rows are merged into kept ones; `None` before the first merge.
     pub(crate) threshold: Option<f32>,
+    /// What its attention to the prompt showed, where its method asks for that.
+    pub(crate) profile: Option<Profile>,
 }
 
 impl Head {
@@ -109,6 +112,7 @@ impl Head {
             moments: None,
             bases: None,
             threshold: None,
+            profile: None,
         }
     }
 
@@ -415,6 +419,7 @@ impl Head {
             moments: self.moments.as_ref().map(Column::duplicate),
             bases: self.bases.clone(),
             threshold: self.threshold,
+            profile: self.profile,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use cinch_cache::{BlockView, LayerView, Plugin};
 use cinch_kernels::Codec;
-use cinch_protocol::{Bits, Heads, Layers, Policy, QuantizeMethod};
+use cinch_protocol::{Bits, Heads, Layers, Policy, QuantizeMethod, SelectMethod};
 
 use super::*;
 
@@ -55,6 +55,11 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
         (
             "lagkv",
             r#"{"select": {"method": "lagkv", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "fastgen×int8",
+            r#"{"select": {"method": "fastgen", "budget": 0.6, "recover": 0.7, "recent": 16, "interval": 8},
+                "quantize": {"k_bits": 8, "v_bits": 8, "residual": 16}}"#,
         ),
         (
             "scissorhands",
@@ -191,7 +196,8 @@ pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> V
     layers
 }
 
-/// The budget is met exactly: by every head, or by a layer's together where they compete, or by all layers of a pyramid.
+/// The budget is met exactly: by every head, or by a layer's together where they compete, or by all layers of a pyramid. Where
+/// heads are profiled it is met at most.
 pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, since: usize) {
     let kept: Vec<Vec<usize>> = layers
         .iter()
@@ -199,6 +205,13 @@ pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, 
         .collect();
     let select = policy.select.as_ref();
     let heads = kept[0].len();
+    if select.is_some_and(|select| select.method == SelectMethod::Fastgen) {
+        assert!(
+            kept.iter().flatten().all(|kept| *kept <= total + since),
+            "{kept:?}, at most {total} + {since}"
+        );
+        return;
+    }
     let floor = select
         .filter(|select| select.heads == Heads::Adaptive)
         .map(|select| select.floor.unwrap_or(0.2));

@@ -8,9 +8,11 @@ use crate::replay::{Head, Row, wide};
 pub(crate) fn of(head: &Head, select: &Select, seen: usize) -> Vec<f64> {
     match select.method {
         SelectMethod::Streaming => vec![0.0; head.rows.len()],
-        SelectMethod::H2o | SelectMethod::Tova | SelectMethod::Scissorhands | SelectMethod::Keyformer => {
-            head.rows.iter().map(|row| row.score).collect()
-        }
+        SelectMethod::H2o
+        | SelectMethod::Tova
+        | SelectMethod::Scissorhands
+        | SelectMethod::Keyformer
+        | SelectMethod::Fastgen => head.rows.iter().map(|row| row.score).collect(),
         SelectMethod::Snapkv => pooled(head, select, seen),
         SelectMethod::ExpectedAttention => expected(head, select),
         SelectMethod::KeyNorm => head.rows.iter().map(|row| -norm(&row.k)).collect(),

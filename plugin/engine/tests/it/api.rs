@@ -77,6 +77,7 @@ async fn openapi_schemas_are_the_wire_types() {
         "store": "full",
         "select": {
             "method": "h2o", "budget": 0.5, "window": 8, "kernel": 3, "skip_layers": 1, "seed": 1, "temperature": 2.0,
+            "recover": 0.9,
             "layers": "pyramid", "beta": 9, "heads": "adaptive", "floor": 0.1, "merge": "d2o"
         },
         "project": {"method": "lowrank", "k_rank": 32, "v_rank": 48},

@@ -34,12 +34,15 @@ pub struct Select {
     /// First layers that keep every token, beside the budget of the others. 0 ..= 16, by default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_layers: Option<u32>,
-    /// What noise is drawn from. By default 0.
+    /// What noise and merges are drawn from. By default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u32>,
     /// Temperature that scores are softened by after 512 decoded tokens; it begins at 1. 1.0 ..= 8.0, by default 2.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
+    /// Share of its attention to the prompt that a head's rows must have got, at the least. 0.5 ..= 1.0, by default 0.95.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recover: Option<f64>,
     /// How the budget is spread over layers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub layers: Layers,
@@ -89,6 +92,8 @@ pub enum Merge {
     None,
     /// Each is merged into the kept row whose key is most like its own (D2O, arXiv 2406.13035).
     D2o,
+    /// The value of each is added to those of the kept rows that follow it, by a draw (CaM, Zhang et al., ICML 2024).
+    Cam,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -148,6 +153,8 @@ methods! {
     Keydiff = "keydiff" [];
     /// `LagKV` (arXiv 2504.04704): tokens that stand out against the partition that follows theirs.
     Lagkv = "lagkv" [];
+    /// `FastGen` (arXiv 2310.01801): of each head, what recovers enough of its attention to the prompt; at most the budget.
+    Fastgen = "fastgen" ["recover"];
 }
 
 impl Select {
@@ -186,9 +193,14 @@ impl Select {
         if let Some(layers) = self.own("skip_layers", self.skip_layers)? {
             range("select.skip_layers", layers, 0, 16)?;
         }
-        self.own("seed", self.seed)?;
+        if self.merge != Merge::Cam {
+            self.own("seed", self.seed)?;
+        }
         if let Some(temperature) = self.own("temperature", self.temperature)? {
             range("select.temperature", temperature, 1.0, 8.0)?;
+        }
+        if let Some(recover) = self.own("recover", self.recover)? {
+            range("select.recover", recover, 0.5, 1.0)?;
         }
         self.validate_spread()
     }
@@ -224,7 +236,8 @@ impl Select {
             Some(given) if !self.method.fields().contains(&field) => {
                 let with = SelectMethod::ALL.iter().filter(|m| m.fields().contains(&field));
                 let with: Vec<&str> = with.map(|method| method.name()).collect();
-                let allowed = format!("only with method {}", with.join(" or "));
+                let merge = if field == "seed" { " or with merge cam" } else { "" };
+                let allowed = format!("only with method {}{merge}", with.join(" or "));
                 Err(PolicyError::new(&format!("select.{field}"), given, &allowed))
             }
             given => Ok(given),
@@ -242,10 +255,11 @@ impl fmt::Display for Select {
         if self.heads == Heads::Adaptive {
             f.write_str(" adaptive")?;
         }
-        if self.merge == Merge::D2o {
-            f.write_str(" d2o")?;
-        }
-        Ok(())
+        f.write_str(match self.merge {
+            Merge::None => "",
+            Merge::D2o => " d2o",
+            Merge::Cam => " cam",
+        })
     }
 }
 
@@ -268,6 +282,7 @@ mod tests {
             ("skip_layers", "2"),
             ("seed", "7"),
             ("temperature", "3.0"),
+            ("recover", "0.9"),
             ("heads", r#""adaptive""#),
         ];
         for method in SelectMethod::ALL {
@@ -283,6 +298,15 @@ mod tests {
                 }
             }
         }
+        assert_eq!(
+            select(SelectMethod::H2o, r#", "seed": 7, "merge": "cam""#),
+            Ok(())
+        );
+        let error = select(SelectMethod::H2o, r#", "seed": 7, "merge": "d2o""#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "select.seed: given 7, allowed only with method keyformer or with merge cam"
+        );
         let error = select(SelectMethod::H2o, r#", "window": 8"#).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -292,7 +316,7 @@ mod tests {
 
     #[test]
     fn fields_have_ranges() {
-        use SelectMethod::{KeyNorm, Keyformer, Snapkv};
+        use SelectMethod::{Fastgen, KeyNorm, Keyformer, Snapkv};
         for (method, rest) in [
             (Snapkv, r#", "window": 0"#),
             (Snapkv, r#", "window": 65"#),
@@ -301,6 +325,8 @@ mod tests {
             (KeyNorm, r#", "skip_layers": 17"#),
             (Keyformer, r#", "temperature": 0.5"#),
             (Keyformer, r#", "temperature": 9.0"#),
+            (Fastgen, r#", "recover": 0.49"#),
+            (Fastgen, r#", "recover": 1.01"#),
             (Snapkv, r#", "beta": 20"#),
             (Snapkv, r#", "layers": "pyramid", "beta": 1"#),
             (Snapkv, r#", "floor": 0.5"#),

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 
 use cinch_hooks::HookError;
+use cinch_protocol::Merge;
 
 use crate::layer::Compaction;
 use crate::plan::{Place, Plan};
 use crate::project::Queries;
 use crate::quantize::{Beside, zipcache};
 use crate::select::adaptive::{self, Candidate};
-use crate::select::merge::{Merged, merge};
+use crate::select::merge::{Merged, cam, d2o};
 use crate::select::moments::Moments;
 use crate::select::{self, Budget, Edges, Reads, Rows, Statistics};
 use crate::store::{Column, Dims, Head, Rebuilt, Targets};
@@ -18,6 +19,8 @@ use crate::store::{Column, Dims, Head, Rebuilt, Targets};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Context<'a> {
     pub(crate) place: Place,
+    /// KV head.
+    pub(crate) kv: usize,
     /// Tokens seen, those of this step included.
     pub(crate) seen: usize,
     /// Tokens of the prompt, those to come included.
@@ -26,8 +29,16 @@ pub(crate) struct Context<'a> {
     pub(crate) scale: f32,
     /// The layer's scores, for a head that has none of its own.
     pub(crate) layer_scores: &'a [f32],
-    /// Whether some rows go, of this head or, where heads compete, of another one.
+    /// Whether some rows may go, of this head or, where heads compete, of another one.
     pub(crate) over: bool,
+    /// Whether a prompt ended with this step.
+    pub(crate) prefilled: bool,
+}
+
+impl<'a> Context<'a> {
+    fn scores(&self, head: &'a Head) -> &'a [f32] {
+        head.scores.as_ref().map_or(self.layer_scores, Column::as_slice)
+    }
 }
 
 /// A head's ranked rows, and how many may stay.
@@ -40,16 +51,16 @@ pub(crate) struct Ranked {
 }
 
 /// Ranks the rows of a head where some rows go.
-pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Option<Ranked>, HookError> {
+pub(crate) fn rank(head: &mut Head, plan: &Plan, context: &Context<'_>) -> Result<Option<Ranked>, HookError> {
     let budget = plan.budget(context.place, context.seen, context.prompt);
     let Some((method, budget)) = plan.method().zip(budget) else {
         return Ok(None);
     };
-    let (kept, Budget { total, .. }) = (head.kept(), budget);
     if !context.over {
         return Ok(None);
     }
-    let edges = budget.edges(kept, context.seen, |position| head.rows_before(position));
+    let kept = head.kept();
+    let edges = |budget: Budget| budget.edges(kept, context.seen, |position| head.rows_before(position));
     let reads = method.reads();
     let k = match reads {
         Reads::Nothing => Vec::new(),
@@ -62,13 +73,12 @@ pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Op
     let Dims {
         k: k_dim, v: v_dim, ..
     } = head.dims();
-    let rows = Rows {
+    let mut rows = Rows {
         kept,
-        edges,
-        scores: head
-            .scores
-            .as_ref()
-            .map_or(context.layer_scores, Column::as_slice),
+        seen: context.seen,
+        positions: head.positions(),
+        edges: edges(budget),
+        scores: context.scores(head),
         k: &k,
         k_dim,
         v: &v,
@@ -79,14 +89,21 @@ pub(crate) fn rank(head: &Head, plan: &Plan, context: &Context<'_>) -> Result<Op
             .and_then(|column| Moments::read(column, k_dim)),
         scale: context.scale,
     };
-    let ranks = method.rank(&rows);
-    let ranks = Cow::into_owned(ranks);
-    Ok(Some(Ranked {
-        ranks,
-        edges,
+    let (mut budget, mut profile) = (budget, head.profile);
+    // A prompt's first parts say little of what its end attends to.
+    if method.profiles() && context.seen >= context.prompt {
+        profile = profile.filter(|_| !context.prefilled);
+        budget = method.narrow(budget, &rows, &mut profile);
+        rows.edges = edges(budget);
+    }
+    let ranked = Ranked {
+        ranks: Cow::into_owned(method.rank(&rows)),
+        edges: rows.edges,
         kept,
-        total,
-    }))
+        total: budget.total,
+    };
+    head.profile = profile;
+    Ok(Some(ranked))
 }
 
 /// Lets a layer's heads compete for its budget.
@@ -129,15 +146,15 @@ pub(crate) fn compact(
         head.learn(project, queries)?;
     }
     let merged = match &keep {
-        Some(keep) if plan.merges() => merged(head, plan, keep)?,
-        _ => Merged::default(),
+        Some(keep) => merged(head, plan, keep, context)?,
+        None => Merged::default(),
     };
     let salience = match targets.packed.beside {
         Beside::Salient { .. } => salience(head, plan, context),
         Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } => Vec::new(),
     };
     let rebuilt = head.compact(keep.as_deref(), targets, &salience)?;
-    head.replace(&merged.rows, &merged.k, &merged.v)?;
+    head.replace(&merged.rows, merged.k.as_deref(), &merged.v)?;
     Ok((rebuilt, keep))
 }
 
@@ -152,14 +169,26 @@ fn salience(head: &Head, plan: &Plan, context: &Context<'_>) -> Vec<f32> {
 }
 
 /// What becomes of the rows that evicted ones are merged into.
-fn merged(head: &mut Head, plan: &Plan, keep: &[u32]) -> Result<Merged, HookError> {
-    let (k, v) = head.unpack()?;
+fn merged(head: &mut Head, plan: &Plan, keep: &[u32], context: &Context<'_>) -> Result<Merged, HookError> {
     let Dims {
         k: k_dim, v: v_dim, ..
     } = head.dims();
-    let sinks = head.rows_before(plan.sinks());
-    let mut threshold = head.threshold;
-    let merged = merge((&k, k_dim), (&v, v_dim), keep, sinks, &mut threshold);
-    head.threshold = threshold;
-    Ok(merged)
+    Ok(match plan.merge() {
+        (Merge::None, _) => Merged::default(),
+        (Merge::D2o, _) => {
+            let (k, v) = head.unpack()?;
+            let sinks = head.rows_before(plan.sinks());
+            d2o::merge((&k, k_dim), (&v, v_dim), keep, sinks, &mut head.threshold)
+        }
+        (Merge::Cam, seed) => {
+            let source = cam::Source {
+                seed,
+                layer: context.place.layer,
+                kv: context.kv,
+                positions: head.positions(),
+            };
+            let v = head.unpack_values()?;
+            cam::merge((&v, v_dim), context.scores(head), keep, &source)
+        }
+    })
 }

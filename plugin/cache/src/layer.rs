@@ -124,6 +124,9 @@ impl Layer {
         let before = std::mem::replace(&mut self.plan, plan.clone());
         self.targets = plan.targets(self.place, dtype);
         self.pending = true;
+        if before.policy.select != plan.policy.select {
+            self.heads.iter_mut().for_each(|head| head.profile = None);
+        }
         if plan.head_scores() {
             self.split_scores(ledger, group as f32);
         }

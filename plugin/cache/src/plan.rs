@@ -61,7 +61,9 @@ struct SelectPlan {
     beta: Option<u32>,
     /// What each head keeps at least, where heads compete.
     floor: Option<f64>,
-    merges: bool,
+    merge: Merge,
+    /// What draws of a merge come from.
+    seed: u32,
     recent: usize,
     interval: usize,
 }
@@ -75,7 +77,8 @@ impl Plan {
             skip_layers: select.skip_layers.unwrap_or(0) as usize,
             beta: (select.layers == Layers::Pyramid).then(|| select.beta.unwrap_or(DEFAULT_BETA)),
             floor: (select.heads == Heads::Adaptive).then(|| select.floor.unwrap_or(DEFAULT_FLOOR)),
-            merges: select.merge == Merge::D2o,
+            merge: select.merge,
+            seed: select.seed.unwrap_or(0),
             recent: select.recent as usize,
             interval: select.interval as usize,
         });
@@ -132,9 +135,10 @@ impl Plan {
         self.select.as_ref()?.floor
     }
 
-    /// Whether evicted rows are merged into kept ones.
-    pub(crate) fn merges(&self) -> bool {
-        self.select.as_ref().is_some_and(|select| select.merges)
+    /// What becomes of evicted rows, and what its draws come from.
+    pub(crate) fn merge(&self) -> (Merge, u32) {
+        let select = self.select.as_ref();
+        select.map_or((Merge::None, 0), |select| (select.merge, select.seed))
     }
 
     /// First positions that are never evicted.

@@ -279,6 +279,10 @@ fn beginning(method: SelectMethod) -> Option<&'static str> {
             "every head starts from attention received so far, its own or its layer's mean, which counts as one window \
              of queries and fades as others come",
         ),
+        SelectMethod::Fastgen => Some(
+            "every head is profiled by attention received so far, its own or its layer's mean, not by that of the prompt's \
+             last queries",
+        ),
         SelectMethod::ExpectedAttention => Some(
             "rows rank by attention received until the queries of 16 tokens, or every eighth of decoded ones, are known",
         ),

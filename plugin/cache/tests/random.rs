@@ -36,7 +36,8 @@ fn any_policy(rng: &mut StdRng) -> Policy {
             );
         }
         if rng.random_bool(0.3) {
-            own += r#", "merge": "d2o""#;
+            let merge = ["d2o", "cam"][rng.random_range(0..2)];
+            own += &format!(r#", "merge": "{merge}""#);
         }
         if fields("window") && rng.random_bool(0.5) {
             own += &format!(r#", "window": {}"#, rng.random_range(1..65));

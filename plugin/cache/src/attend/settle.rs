@@ -74,21 +74,25 @@ pub(crate) fn settle(
         let layer: &mut Layer = layer;
         let context = Context {
             place: layer.place,
+            kv: 0,
             seen: layer.seen + fresh,
             prompt: layer.prompt,
             scale: step.heads.scale,
             layer_scores: layer.scores.as_ref().map_or(&[], Column::as_slice),
             over: false,
+            prefilled: fresh > 1 && layer.seen + fresh >= layer.prompt,
         };
         let stored = if fresh > 1 { fresh } else { 0 };
         let budget = layer.plan.budget(layer.place, context.seen, context.prompt);
+        let narrows = layer.plan.method().is_some_and(|method| method.profiles());
         let heads = layer.heads.len();
         let kept: usize = layer.heads.iter().map(|head| head.kept() + stored).sum();
         for (kv, head) in layer.heads.iter_mut().enumerate() {
             let context = Context {
+                kv,
                 over: budget.is_some_and(|budget| match layer.plan.floor() {
                     Some(_) => heads * budget.total < kept,
-                    None => budget.total < head.kept() + stored,
+                    None => narrows || budget.total < head.kept() + stored,
                 }),
                 ..context
             };

@@ -19,6 +19,7 @@ use std::borrow::Cow;
 
 use cinch_protocol::Select;
 
+use super::draw::{mix, of_head, uniform};
 use super::{Method, Query, Rows, Statistics};
 
 /// Decoded tokens after which the temperature rises no more. The paper takes the number of tokens to be generated,
@@ -59,8 +60,7 @@ impl Method for Keyformer {
     fn credit(&self, query: &Query<'_>, weights: &mut [f32]) {
         let risen = query.decoded.min(RISE) as f32 / RISE as f32;
         let inverse = 1.0 / (1.0 + (self.temperature - 1.0) * risen);
-        let head = mix(u64::from(self.seed) ^ mix(query.layer as u64) ^ mix(!(query.kv as u64)));
-        let own = mix(head ^ query.position as u64);
+        let own = mix(of_head(self.seed, query.layer, query.kv) ^ query.position as u64);
         let mut sum = 0.0;
         for (row, weight) in weights.iter_mut().enumerate() {
             let position = query
@@ -81,18 +81,9 @@ impl Method for Keyformer {
     }
 }
 
-/// The finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection that scatters neighbours.
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
 /// An exponential variate of mean 1: −ln of a uniform one that is neither 0 nor 1.
 fn exponential(bits: u64) -> f32 {
-    let uniform = ((bits >> 41) as f32 + 0.5) / (1_u32 << 23) as f32;
-    -uniform.ln()
+    -uniform(bits).ln()
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! of all: sinks and the most recent tokens stay, the budget is met exactly, and the answer is strictly increasing.
 
 pub(crate) mod adaptive;
+mod draw;
 mod expected;
+mod fastgen;
 mod h2o;
 mod key_norm;
 mod keydiff;
@@ -26,6 +28,8 @@ use std::sync::Arc;
 
 use cinch_protocol::{Select, SelectMethod};
 
+pub(crate) use fastgen::Profile;
+
 /// The method that a policy asks for.
 pub(crate) fn method(select: &Select) -> Arc<dyn Method> {
     match select.method {
@@ -39,6 +43,7 @@ pub(crate) fn method(select: &Select) -> Arc<dyn Method> {
         SelectMethod::KeyNorm => Arc::new(key_norm::KeyNorm),
         SelectMethod::Keydiff => Arc::new(keydiff::KeyDiff),
         SelectMethod::Lagkv => Arc::new(lagkv::LagKv),
+        SelectMethod::Fastgen => Arc::new(fastgen::FastGen::new(select)),
     }
 }
 
@@ -68,6 +73,16 @@ pub(crate) trait Method: Send + Sync {
     /// Whether it needs mean and covariance of the queries.
     fn moments(&self) -> bool {
         false
+    }
+
+    /// Whether a head's attention to its prompt says how much of the budget it keeps: see [`narrow`](Self::narrow).
+    fn profiles(&self) -> bool {
+        false
+    }
+
+    /// What a head keeps of the budget. `profile` is what it was found to be at the end of its prompt, and is filled in there.
+    fn narrow(&self, budget: Budget, _: &Rows<'_>, _: &mut Option<Profile>) -> Budget {
+        budget
     }
 
     /// Whether each query's weights go through [`credit`](Self::credit), instead of being summed as they are.
@@ -132,6 +147,10 @@ pub(crate) struct Query<'a> {
 pub(crate) struct Rows<'a> {
     /// Number of rows.
     pub(crate) kept: usize,
+    /// Tokens seen.
+    pub(crate) seen: usize,
+    /// Positions of the rows; `None`: row `i` is at position `i`.
+    pub(crate) positions: Option<&'a [u32]>,
     /// Which of them may go.
     pub(crate) edges: Edges,
     /// Attention weights that each row received.
@@ -146,6 +165,16 @@ pub(crate) struct Rows<'a> {
     pub(crate) moments: Option<moments::Moments<'a>>,
     /// What logits are scaled by.
     pub(crate) scale: f32,
+}
+
+impl Rows<'_> {
+    /// Rows at positions less than `position`.
+    pub(crate) fn before(&self, position: usize) -> usize {
+        match self.positions {
+            None => position.min(self.kept),
+            Some(positions) => positions.partition_point(|p| (*p as usize) < position),
+        }
+    }
 }
 
 /// The rows that a method chooses among: `from..to`. Those before are sinks, those behind are recent.

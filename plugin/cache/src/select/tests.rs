@@ -27,6 +27,8 @@ fn the_worked_example_ranks_by_weight_and_value() {
     // Products: 8, 2, 6, 0, 3, 1; the first and the last row stay anyway.
     let rows = Rows {
         kept,
+        seen,
+        positions: None,
         edges,
         scores: &[4.0, 2.0, 3.0, 9.0, 1.0, 1.0],
         k: &[],

@@ -11,7 +11,7 @@ use cinch_kernels::{Codec, Kernels, Layout, Segment};
 use super::extra::{Extra, Extras};
 use super::ledger::{Charge, Ledger};
 use super::picked::Picked;
-use super::side::{self, Buffers, Part, Side, gather, moved};
+use super::side::{Buffers, Part, Side, gather, moved};
 use crate::error::kernel;
 use crate::project::Bases;
 use crate::quantize::zipcache::Marks;
@@ -120,18 +120,18 @@ impl Pair {
 /// Rows of K, then rows of V; a few hundred at most.
 #[derive(Debug)]
 pub(crate) struct Block {
-    kernels: Kernels,
-    pair: Pair,
-    k: Side,
-    v: Side,
+    pub(super) kernels: Kernels,
+    pub(super) pair: Pair,
+    pub(super) k: Side,
+    pub(super) v: Side,
     rows: u32,
     /// Rows when it was filled; what was cut off since is still there.
-    filled: u32,
+    pub(super) filled: u32,
     capacity: u32,
     /// Where V begins, in bytes.
     values_at: u32,
     data: Box<[Line]>,
-    extras: Option<Box<Extras>>,
+    pub(super) extras: Option<Box<Extras>>,
     charge: Charge,
 }
 
@@ -218,7 +218,7 @@ impl Block {
         Ok(block)
     }
 
-    fn set_extras(&mut self, extras: Extras) {
+    pub(super) fn set_extras(&mut self, extras: Extras) {
         let before = self.extras.as_ref().map_or(0, |extras| extras.bytes());
         self.charge.set(self.charge.bytes() - before + extras.bytes());
         self.extras = Some(Box::new(extras));
@@ -272,11 +272,11 @@ impl Block {
         }
     }
 
-    fn k_bytes(&self, rows: Range<usize>) -> &[u8] {
+    pub(super) fn k_bytes(&self, rows: Range<usize>) -> &[u8] {
         self.part(self.k, 0, self.held(self.k, self.pair.k), rows)
     }
 
-    fn v_bytes(&self, rows: Range<usize>) -> &[u8] {
+    pub(super) fn v_bytes(&self, rows: Range<usize>) -> &[u8] {
         self.part(
             self.v,
             self.values_at as usize,
@@ -305,7 +305,7 @@ impl Block {
         &bytes[base + span.start * side.row()..base + span.end * side.row()]
     }
 
-    fn bytes_mut(&mut self) -> (&mut [u8], &mut [u8]) {
+    pub(super) fn bytes_mut(&mut self) -> (&mut [u8], &mut [u8]) {
         bytemuck::cast_slice_mut(&mut self.data).split_at_mut(self.values_at as usize)
     }
 
@@ -322,53 +322,6 @@ impl Block {
                 .map_err(kernel)?;
         }
         (self.rows, self.filled) = (to as u32, to as u32);
-        Ok(())
-    }
-
-    /// Packs one row again, with other values. In a tile whose tokens share parameters, those are made anew.
-    pub(crate) fn replace(&mut self, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
-        let (kernels, k_side, v_side) = (self.kernels, self.k, self.v);
-        let filled = self.filled as usize;
-        let mut rotated = k.to_vec();
-        if self.pair.rotated {
-            kernels.rotate(k_side.dim(), &mut rotated).map_err(kernel)?;
-        }
-        if self.extras.is_some() {
-            return self.replace_coded(row, &rotated, v);
-        }
-        let (to_k, to_v) = self.bytes_mut();
-        side::replace(kernels, k_side, filled, row, &rotated, to_k)?;
-        side::replace(kernels, v_side, filled, row, v, to_v)
-    }
-
-    /// The same where codes alone do not make a row: all are made anew, but for which are salient.
-    fn replace_coded(&mut self, row: usize, k: &[f32], v: &[f32]) -> Result<(), HookError> {
-        let (kernels, pair, filled) = (self.kernels, self.pair, self.filled as usize);
-        let (k_side, v_side) = (self.k, self.v);
-        let Some(extras) = self.extras.clone() else {
-            return Ok(());
-        };
-        let mut values = [vec![0.0; filled * k_side.dim()], vec![0.0; filled * v_side.dim()]];
-        let [all_k, all_v] = &mut values;
-        extras
-            .k
-            .unpack(kernels, k_side, &extras.marks, self.k_bytes(0..filled), all_k)?;
-        extras
-            .v
-            .unpack(kernels, v_side, &extras.marks, self.v_bytes(0..filled), all_v)?;
-        all_k[row * k_side.dim()..(row + 1) * k_side.dim()].copy_from_slice(k);
-        all_v[row * v_side.dim()..(row + 1) * v_side.dim()].copy_from_slice(v);
-        let (to_k, to_v) = self.bytes_mut();
-        let [all_k, all_v] = values;
-        let marks = extras.marks;
-        let pack =
-            |side, codec, values, to| Extra::pack(kernels, (side, codec), pair.beside, &marks, values, to);
-        let extras = Extras {
-            k: pack(k_side, pair.k, all_k, to_k)?,
-            v: pack(v_side, pair.v, all_v, to_v)?,
-            marks,
-        };
-        self.set_extras(extras);
         Ok(())
     }
 

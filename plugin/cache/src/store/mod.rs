@@ -8,6 +8,7 @@ mod extra;
 pub(crate) mod ledger;
 mod picked;
 mod rebuild;
+mod replace;
 mod side;
 mod targets;
 
@@ -19,6 +20,7 @@ use smallvec::SmallVec;
 
 use crate::project::{self, Bases};
 use crate::quantize::Beside;
+use crate::select::Profile;
 
 pub(crate) use attend::whole;
 pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
@@ -52,6 +54,8 @@ pub(crate) struct Head {
     pub(crate) bases: Option<Arc<Bases>>,
     /// The cosine from which on evicted rows are merged into kept ones; `None` before the first merge.
     pub(crate) threshold: Option<f32>,
+    /// What its attention to the prompt showed, where its method asks for that.
+    pub(crate) profile: Option<Profile>,
 }
 
 impl Head {
@@ -66,6 +70,7 @@ impl Head {
             moments: None,
             bases: None,
             threshold: None,
+            profile: None,
         }
     }
 
@@ -252,12 +257,13 @@ impl Head {
         Arc::get_mut(block).expect("a block just made has one owner")
     }
 
-    /// Puts other values in the place of `rows` (strictly increasing), `k` and `v` having as many, each in its row's codec.
-    pub(crate) fn replace(&mut self, rows: &[usize], k: &[f32], v: &[f32]) -> Result<(), HookError> {
+    /// Puts other values in the place of `rows` (strictly increasing), `k` (`None`: keys stay) and `v` having as many, each in
+    /// its row's codec.
+    pub(crate) fn replace(&mut self, rows: &[usize], k: Option<&[f32]>, v: &[f32]) -> Result<(), HookError> {
         let dims = self.dims;
-        let values = k.chunks_exact(dims.k).zip(v.chunks_exact(dims.v));
         let (mut index, mut start) = (0, 0);
-        for (row, (k, v)) in rows.iter().zip(values) {
+        for (i, (row, v)) in rows.iter().zip(v.chunks_exact(dims.v)).enumerate() {
+            let k = k.map(|k| &k[i * dims.k..(i + 1) * dims.k]);
             while index < self.blocks.len() && *row >= start + self.blocks[index].rows() {
                 start += self.blocks[index].rows();
                 index += 1;
@@ -269,9 +275,10 @@ impl Head {
                 *block = Arc::new(block.duplicate());
             }
             let (k_basis, v_basis) = bases::of(self.bases.as_deref(), block.pair());
-            let (k, v) = (bases::coordinates(k_basis, k), bases::coordinates(v_basis, v));
+            let k = k.map(|k| bases::coordinates(k_basis, k));
+            let v = bases::coordinates(v_basis, v);
             if let Some(block) = Arc::get_mut(block) {
-                block.replace(row - start, &k, &v)?;
+                block.replace(row - start, k.as_deref(), &v)?;
             }
         }
         Ok(())
@@ -338,6 +345,7 @@ impl Head {
             moments: self.moments.as_ref().map(Column::duplicate),
             bases: self.bases.clone(),
             threshold: self.threshold,
+            profile: self.profile,
         }
     }
 }

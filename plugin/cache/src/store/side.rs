@@ -47,7 +47,7 @@ impl Side {
     }
 
     /// Whether a row is bytes of its own.
-    fn has_rows(self) -> bool {
+    pub(super) fn has_rows(self) -> bool {
         self.layout != Layout::KeyChannels
     }
 }
@@ -218,36 +218,4 @@ impl<'a> Part<'a> {
         to.truncate(from + self.rows.len() * dim);
         Ok(())
     }
-}
-
-/// Packs one row of a run of `filled` rows again.
-pub(super) fn replace(
-    kernels: Kernels,
-    side: Side,
-    filled: usize,
-    row: usize,
-    values: &[f32],
-    run: &mut [u8],
-) -> Result<(), HookError> {
-    let Side { codec, layout, .. } = side;
-    let (dim, bytes) = (side.dim(), side.row());
-    let stored = layout.stored_rows(filled);
-    let start = row / layout.step() * layout.step();
-    let span = layout.span(stored, start, layout.step());
-    let tile = &mut run[span.start * bytes..span.end * bytes];
-    if !side.has_rows() {
-        let mut all = vec![0.0; (filled - start).min(layout.step()) * dim];
-        kernels
-            .unpack_run(layout, codec, dim, tile, &mut all)
-            .map_err(kernel)?;
-        all[(row - start) * dim..(row - start + 1) * dim].copy_from_slice(values);
-        return kernels.pack_run(layout, codec, dim, &all, tile).map_err(kernel);
-    }
-    let mut rows = vec![0; tile.len()];
-    kernels
-        .to_rows(layout, codec, dim, tile, &mut rows)
-        .map_err(kernel)?;
-    let to = &mut rows[(row - start) * bytes..(row - start + 1) * bytes];
-    kernels.pack(codec, dim, values, to).map_err(kernel)?;
-    kernels.of_rows(layout, codec, dim, &rows, tile).map_err(kernel)
 }

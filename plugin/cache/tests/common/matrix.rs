@@ -2,7 +2,7 @@
 
 use cinch_cache::{BlockView, LayerView, Plugin};
 use cinch_kernels::Codec;
-use cinch_protocol::{Bits, Heads, Layers, Policy, Quantize, QuantizeMethod};
+use cinch_protocol::{Bits, Heads, Layers, Policy, Quantize, QuantizeMethod, SelectMethod};
 
 use super::*;
 
@@ -57,6 +57,11 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"select": {"method": "lagkv", "budget": 0.4, "recent": 16, "interval": 8}}"#,
         ),
         (
+            "fastgen×int8",
+            r#"{"select": {"method": "fastgen", "budget": 0.6, "recover": 0.7, "recent": 16, "interval": 8},
+                "quantize": {"k_bits": 8, "v_bits": 8, "residual": 16}}"#,
+        ),
+        (
             "scissorhands",
             r#"{"select": {"method": "scissorhands", "budget": 0.4, "recent": 16, "interval": 8}}"#,
         ),
@@ -84,6 +89,15 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"select": {"method": "h2o", "budget": 0.5, "recent": 16, "interval": 8, "layers": "pyramid",
                            "heads": "adaptive", "floor": 0.1, "merge": "d2o"},
                 "quantize": {"k_bits": 8, "v_bits": 8}}"#,
+        ),
+        (
+            "h2o adaptive cam",
+            r#"{"select": {"method": "h2o", "budget": 0.4, "recent": 16, "interval": 8, "heads": "adaptive", "merge": "cam"}}"#,
+        ),
+        (
+            "tova cam×kivi k4v4",
+            r#"{"select": {"method": "tova", "budget": 0.6, "recent": 16, "interval": 8, "merge": "cam", "seed": 3},
+                "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4, "residual": 16}}"#,
         ),
         (
             "h2o×int4",
@@ -225,7 +239,8 @@ pub(crate) fn check(plugin: &Plugin, policy: &Policy, seq: &Seq, at: usize) -> V
     layers
 }
 
-/// The budget is met exactly: by every head, or by a layer's together where they compete, or by all layers of a pyramid.
+/// The budget is met exactly: by every head, or by a layer's together where they compete, or by all layers of a pyramid. Where
+/// heads are profiled it is met at most.
 pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, since: usize) {
     let kept: Vec<Vec<usize>> = layers
         .iter()
@@ -233,6 +248,13 @@ pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, 
         .collect();
     let select = policy.select.as_ref();
     let heads = kept[0].len();
+    if select.is_some_and(|select| select.method == SelectMethod::Fastgen) {
+        assert!(
+            kept.iter().flatten().all(|kept| *kept <= total + since),
+            "{kept:?}, at most {total} + {since}"
+        );
+        return;
+    }
     let floor = select
         .filter(|select| select.heads == Heads::Adaptive)
         .map(|select| select.floor.unwrap_or(0.2));

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod fastgen;
 mod merge;
 mod ranks;
 mod replay;
@@ -129,7 +130,7 @@ fn budgets_at_their_ends() {
 
 #[test]
 fn every_field_of_a_method_counts() {
-    use SelectMethod::{KeyNorm, Keyformer, Scissorhands, Snapkv};
+    use SelectMethod::{Fastgen, KeyNorm, Keyformer, Scissorhands, Snapkv};
     for (method, fields) in [
         (Snapkv, r#""window": 7"#),
         (Snapkv, r#""window": 40, "kernel": 1"#),
@@ -140,6 +141,8 @@ fn every_field_of_a_method_counts() {
         (Keyformer, r#""seed": 7, "temperature": 8.0"#),
         (Keyformer, r#""temperature": 1.0"#),
         (KeyNorm, r#""skip_layers": 1"#),
+        (Fastgen, r#""recover": 0.5"#),
+        (Fastgen, r#""recover": 1.0"#),
     ] {
         let json = select(
             method,
@@ -147,6 +150,33 @@ fn every_field_of_a_method_counts() {
         );
         replay(&json, &steps(&[90, 30], 60), 24);
     }
+}
+
+/// Heads of one text that come to each of the policies, by how much they are to recover.
+#[test]
+fn profiled_heads_keep_what_they_need() {
+    let mut kept = Vec::new();
+    for recover in [0.5, 0.6, 0.7, 0.8, 0.9, 0.99] {
+        let json = select(
+            SelectMethod::Fastgen,
+            &format!(r#""budget": 1.0, "recent": 16, "interval": 8, "recover": {recover}"#),
+        );
+        replay(&json, &[steps(&[150], 40), steps(&[40], 20)].concat(), 27);
+        let plugin = plugin(policy(&json));
+        let mut seq = [open(&plugin, &SMALL, 1, 27)];
+        step(&plugin, &SMALL, &mut seq, 150);
+        let layers = check_invariants(&plugin, &seq[0]);
+        let heads = layers.iter().flat_map(|layer| &layer.heads);
+        kept.push(heads.map(|head| head.positions.len()).collect::<Vec<_>>());
+    }
+    let means: Vec<usize> = kept.iter().map(|heads| heads.iter().sum()).collect();
+    assert!(means.is_sorted() && means[0] < means[5], "{kept:?}");
+    assert!(kept[5].iter().all(|kept| *kept == 150), "{kept:?}");
+    assert!(
+        kept.iter()
+            .any(|heads| heads.iter().any(|kept| *kept != heads[0])),
+        "heads differ: {kept:?}"
+    );
 }
 
 #[test]
@@ -157,10 +187,13 @@ fn layers_and_heads_compete_and_rows_merge() {
             r#""layers": "pyramid""#,
             r#""layers": "pyramid", "beta": 3"#,
             r#""merge": "d2o""#,
+            r#""merge": "cam""#,
+            r#""merge": "cam", "seed": 5"#,
             r#""heads": "adaptive""#,
             r#""heads": "adaptive", "floor": 0.0"#,
             r#""heads": "adaptive", "floor": 1.0"#,
             r#""heads": "adaptive", "layers": "pyramid", "merge": "d2o""#,
+            r#""heads": "adaptive", "layers": "pyramid", "merge": "cam""#,
         ] {
             if adaptive || !wrapper.contains("adaptive") {
                 let budget = r#""budget": 0.45, "recent": 16, "interval": 7"#;

@@ -1,6 +1,6 @@
-//! D2O's merging, written from the paper: one evicted row after another.
+//! D2O's and CaM's merging, written from the papers: one evicted row after another.
 
-use crate::ranks::{dot, norm};
+use crate::ranks::{dot, norm, uniform};
 use crate::replay::{Head, Row};
 
 /// `left` are the rows of `before` that stay, which `head` has.
@@ -50,6 +50,32 @@ pub(crate) fn d2o(head: &mut Head, before: &[Row], left: &[usize], sinks: u32) {
         if !merged.is_empty() {
             row.k = blend(&kept[index].k, |row| &row.k);
             row.v = blend(&kept[index].v, |row| &row.v);
+        }
+    }
+}
+
+/// `left` are the rows of `before` that stay, which `head` has.
+pub(crate) fn cam(head: &mut Head, before: &[Row], left: &[usize], seed: u32) {
+    for evicted in (0..before.len()).filter(|row| !left.contains(row)) {
+        let gone = &before[evicted];
+        let next: Vec<usize> = (0..left.len())
+            .filter(|index| left[*index] > evicted)
+            .take(32)
+            .collect();
+        let mean = next.iter().map(|index| before[left[*index]].score).sum::<f64>() / next.len() as f64;
+        let odds = if gone.score > 0.0 {
+            (gone.score / mean).min(1.0)
+        } else {
+            0.0
+        };
+        if uniform(seed, head.layer, head.kv, &[u64::from(gone.position)]) < odds {
+            for index in &next {
+                let value = &mut head.rows[*index].v;
+                value
+                    .iter_mut()
+                    .zip(&gone.v)
+                    .for_each(|(v, x)| *v += x / next.len() as f64);
+            }
         }
     }
 }

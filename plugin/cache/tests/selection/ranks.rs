@@ -8,9 +8,11 @@ use crate::replay::{Head, Row, wide};
 pub(crate) fn of(head: &Head, select: &Select, seen: usize) -> Vec<f64> {
     match select.method {
         SelectMethod::Streaming => vec![0.0; head.rows.len()],
-        SelectMethod::H2o | SelectMethod::Tova | SelectMethod::Scissorhands | SelectMethod::Keyformer => {
-            head.rows.iter().map(|row| row.score).collect()
-        }
+        SelectMethod::H2o
+        | SelectMethod::Tova
+        | SelectMethod::Scissorhands
+        | SelectMethod::Keyformer
+        | SelectMethod::Fastgen => head.rows.iter().map(|row| row.score).collect(),
         SelectMethod::Snapkv => pooled(head, select, seen),
         SelectMethod::ExpectedAttention => expected(head, select),
         SelectMethod::KeyNorm => head.rows.iter().map(|row| -norm(&row.k)).collect(),
@@ -142,8 +144,13 @@ fn expected(head: &Head, select: &Select) -> Vec<f64> {
         .collect()
 }
 
-/// Standard Gumbel noise of a query and a row: by splitmix64 of seed, layer, head and their positions.
+/// Standard Gumbel noise of a query and a row.
 pub(crate) fn gumbel(seed: u32, layer: usize, kv: usize, query: usize, position: u32) -> f64 {
+    -(-uniform(seed, layer, kv, &[query as u64, u64::from(position)]).ln()).ln()
+}
+
+/// A uniform draw: by splitmix64 of seed, layer, head and then of positions.
+pub(crate) fn uniform(seed: u32, layer: usize, kv: usize, positions: &[u64]) -> f64 {
     let split = |state: u64| {
         let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -151,7 +158,8 @@ pub(crate) fn gumbel(seed: u32, layer: usize, kv: usize, query: usize, position:
         z ^ (z >> 31)
     };
     let head = split(u64::from(seed) ^ split(layer as u64) ^ split(u64::MAX - kv as u64));
-    let bits = split(split(head ^ query as u64) ^ u64::from(position));
-    let uniform = ((bits >> 41) as f64 + 0.5) / f64::from(1 << 23);
-    -(-uniform.ln()).ln()
+    let bits = positions
+        .iter()
+        .fold(head, |state, position| split(state ^ position));
+    ((bits >> 41) as f64 + 0.5) / f64::from(1 << 23)
 }

@@ -3,7 +3,7 @@
 use cinch_protocol::{Heads, Layers, Merge, Select, SelectMethod};
 
 use crate::common::*;
-use crate::{merge, ranks};
+use crate::{fastgen, merge, ranks};
 
 /// A kept token.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ pub(crate) struct Head {
     pub(crate) queries: Vec<(usize, f64)>,
     /// Cosine from which on evicted rows are merged.
     pub(crate) threshold: Option<f64>,
+    /// Which of FastGen's policies it took at the end of the prompt.
+    pub(crate) profile: Option<usize>,
 }
 
 pub(crate) struct Layer {
@@ -44,6 +46,7 @@ impl Layer {
             rows: Vec::new(),
             queries: Vec::new(),
             threshold: None,
+            profile: None,
         };
         Self {
             heads: (0..SMALL.kv_heads).map(head).collect(),
@@ -89,7 +92,7 @@ impl Layer {
         let outputs = outputs.collect();
         if fresh > 1 || self.since >= select.interval as usize {
             self.since = 0;
-            self.evict(select);
+            self.evict(select, fresh > 1);
         }
         outputs
     }
@@ -119,6 +122,7 @@ impl Layer {
         let window = match select.method {
             SelectMethod::Snapkv | SelectMethod::Scissorhands => Some(select.window.unwrap_or(64) as usize),
             SelectMethod::Tova => Some(1),
+            SelectMethod::Fastgen => Some(64),
             _ => None,
         };
         let last = |n: usize| -> Vec<(usize, f64)> {
@@ -216,7 +220,7 @@ impl Layer {
 
     /// The lowest row goes first, of equals the earlier; where heads compete, the lowest of any head that has more than
     /// its floor.
-    fn evict(&mut self, select: &Select) {
+    fn evict(&mut self, select: &Select, prefilled: bool) {
         if self.layer < select.skip_layers.unwrap_or(0) as usize {
             return;
         }
@@ -241,6 +245,11 @@ impl Layer {
             position < select.sinks || position + recent >= self.seen as u32
         };
         let floor = (budget as f64 * select.floor.unwrap_or(0.2)) as usize;
+        if select.method == SelectMethod::Fastgen {
+            for (head, left) in self.heads.iter_mut().zip(&mut left) {
+                *left = fastgen::keep(head, select, self.seen, budget, prefilled);
+            }
+        }
         loop {
             let all: usize = left.iter().map(Vec::len).sum();
             let open = |kv: usize| match select.heads {
@@ -263,8 +272,10 @@ impl Layer {
         }
         for ((head, before), left) in self.heads.iter_mut().zip(before).zip(left) {
             head.rows = left.iter().map(|row| before[*row].clone()).collect();
-            if select.merge == Merge::D2o {
-                merge::d2o(head, &before, &left, select.sinks);
+            match select.merge {
+                Merge::None => {}
+                Merge::D2o => merge::d2o(head, &before, &left, select.sinks),
+                Merge::Cam => merge::cam(head, &before, &left, select.seed.unwrap_or(0)),
             }
         }
     }

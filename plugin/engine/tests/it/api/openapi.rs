@@ -75,10 +75,14 @@ async fn openapi_schemas_are_the_wire_types() {
         "store": "full",
         "select": {
             "method": "h2o", "budget": 0.5, "window": 8, "kernel": 3, "skip_layers": 1, "seed": 1, "temperature": 2.0,
+            "recover": 0.9,
             "layers": "pyramid", "beta": 9, "heads": "adaptive", "floor": 0.1, "merge": "d2o"
         },
         "project": {"method": "lowrank", "k_rank": 32, "v_rank": 48},
-        "quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "layers": {"0-2": {"k_bits": 8}}}
+        "quantize": {
+            "k_bits": 4, "v_bits": 4, "rotate_k": true, "outliers": 0.01, "rank": 2, "salient": 0.4, "low_bits": 2,
+            "layers": {"0-2": {"k_bits": 8}}
+        }
     });
     let change: cinch_protocol::PolicyChange = serde_json::from_value(json!({"policy": policy})).unwrap();
     let policy = serde_json::to_value(change.policy.unwrap()).unwrap();

@@ -9,18 +9,11 @@
 //! When not to use it: at large budgets, where what is evicted matters little, as it costs a product of evicted and
 //! kept keys; and with rows packed to few bits, which a merge rounds once more.
 
-use super::vector::{LANES, TILE, norm, products, transpose};
+use super::{Merged, evicted};
+use crate::select::vector::{LANES, TILE, norm, products, transpose};
 
 /// Share of the latest eviction in the moving average.
 const NEW: f32 = 0.7;
-
-/// Rows that others were merged into: their place among the kept ones, and what they became.
-#[derive(Debug, Default)]
-pub(crate) struct Merged {
-    pub(crate) rows: Vec<usize>,
-    pub(crate) k: Vec<f32>,
-    pub(crate) v: Vec<f32>,
-}
 
 /// Merges rows of (`k`, `v`) that are not in `keep` (strictly increasing) into those that are and lie behind the first
 /// `sinks`.
@@ -35,10 +28,7 @@ pub(crate) fn merge(
         .iter()
         .map(|row| *row as usize)
         .collect();
-    let mut next = keep.iter().copied().peekable();
-    let evicted: Vec<usize> = (0..k.len() / k_dim)
-        .filter(|row| next.next_if(|kept| *kept as usize == *row).is_none())
-        .collect();
+    let evicted: Vec<usize> = evicted(k.len() / k_dim, keep).collect();
     if targets.is_empty() || evicted.is_empty() {
         return Merged::default();
     }
@@ -69,7 +59,7 @@ pub(crate) fn merge(
                 sums.for_each(|(sum, x)| *sum += x * weight / total);
             }
         };
-        blend(k, k_dim, &mut merged.k);
+        blend(k, k_dim, merged.k.get_or_insert_default());
         blend(v, v_dim, &mut merged.v);
         merged.rows.push(sinks + target);
     }

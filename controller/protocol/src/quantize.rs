@@ -31,7 +31,7 @@ pub struct Quantize {
     /// 0.05, by default 0.01 with `kvquant` and 0.02 with `gear`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outliers: Option<f64>,
-    /// Rank of what is kept of the quantization error. 1 ..= 16, by default 4.
+    /// Rank of what is kept of the quantization error. 1 ..= 16, by default 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
     /// Fraction of the packed tokens that keeps `k_bits` and `v_bits`, those attended to most. 0.05 ..= 0.95, by default 0.4.

@@ -1,5 +1,5 @@
-//! Random weights under the names that the Hugging Face hub has. Their sizes keep activations near 1, attention neither
-//! flat nor on one token, and the next token away from the last one.
+//! Random weights under the names that the Hugging Face hub has. With these sizes, what a layer attends to decides what comes
+//! next: attention is sharp, its output large, and a token's own embedding small. Greedy answers then wander.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,15 @@ use super::{Architecture, Checkpoint, FEED_FORWARD, HEADS, HIDDEN, KV_HEADS, LAY
 /// Tensors by name.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
 
-/// Of the embeddings: small against what the layers add to them.
+/// Of embeddings, as they enter the first layer.
 const EMBEDDING: f32 = 0.1;
-/// Of queries and keys, beyond what keeps them near 1.
-const SHARPEN: f32 = 1.5;
-const BIAS: f32 = 0.1;
+/// Of queries and keys, each.
+const SHARPNESS: f32 = 3.0;
+/// Of what attention adds, in units of what an MLP does.
+const ATTENTION: f32 = 2.0;
+const BIAS: f32 = 0.03;
+/// Of the last norm where the output is as small as the embeddings of Gemma.
+const LAST_NORM: f32 = 4.0;
 
 /// All of a checkpoint's tensors, f32.
 pub(super) fn tensors(checkpoint: Checkpoint) -> Tensors {
@@ -24,14 +28,18 @@ pub(super) fn tensors(checkpoint: Checkpoint) -> Tensors {
         random: Random(0x5EED),
         tensors: Tensors::new(),
     };
-    writer.table("model.embed_tokens", EMBEDDING);
+    #[allow(clippy::cast_precision_loss)]
+    let root = (HIDDEN as f32).sqrt();
+    let gemma = architecture.is_gemma();
+    // Gemma multiplies embeddings by it.
+    let embedding = if gemma { EMBEDDING / root } else { EMBEDDING };
+    writer.table("model.embed_tokens", embedding);
     for layer in 0..LAYERS {
         writer.layer(layer);
     }
-    writer.norm("model.norm", HIDDEN);
+    writer.norm("model.norm", HIDDEN, if gemma { LAST_NORM } else { 1.0 });
     if !architecture.is_tied() {
-        #[allow(clippy::cast_precision_loss)]
-        writer.table("lm_head", (HIDDEN as f32).sqrt().recip());
+        writer.table("lm_head", root.recip());
     }
     if checkpoint.silent_windows {
         for layer in (0..LAYERS).filter(|layer| architecture.is_sliding(*layer)) {
@@ -60,18 +68,18 @@ impl Writer {
         );
         let all_biased = architecture == Starcoder2;
         if architecture == Phi3 {
-            self.linear(&name("self_attn.qkv_proj"), q + 2 * kv, HIDDEN, SHARPEN, false);
+            self.linear(&name("self_attn.qkv_proj"), q + 2 * kv, HIDDEN, SHARPNESS, false);
         } else {
             let biased = all_biased || architecture == Qwen2;
-            self.linear(&name("self_attn.q_proj"), q, HIDDEN, SHARPEN, biased);
-            self.linear(&name("self_attn.k_proj"), kv, HIDDEN, SHARPEN, biased);
+            self.linear(&name("self_attn.q_proj"), q, HIDDEN, SHARPNESS, biased);
+            self.linear(&name("self_attn.k_proj"), kv, HIDDEN, SHARPNESS, biased);
             self.linear(&name("self_attn.v_proj"), kv, HIDDEN, 1.0, biased);
         }
         if matches!(architecture, Gemma3 | Qwen3) {
-            self.norm(&name("self_attn.q_norm"), architecture.head_dim());
-            self.norm(&name("self_attn.k_norm"), architecture.head_dim());
+            self.norm(&name("self_attn.q_norm"), architecture.head_dim(), SHARPNESS);
+            self.norm(&name("self_attn.k_norm"), architecture.head_dim(), SHARPNESS);
         }
-        self.linear(&name("self_attn.o_proj"), HIDDEN, q, 1.0, all_biased);
+        self.linear(&name("self_attn.o_proj"), HIDDEN, q, ATTENTION, all_biased);
         match architecture {
             Starcoder2 => {
                 self.linear(&name("mlp.c_fc"), FEED_FORWARD, HIDDEN, 1.0, true);
@@ -87,11 +95,11 @@ impl Writer {
                 self.linear(&name("mlp.down_proj"), HIDDEN, FEED_FORWARD, 1.0, false);
             }
         }
-        self.norm(&name("input_layernorm"), HIDDEN);
-        self.norm(&name("post_attention_layernorm"), HIDDEN);
+        self.norm(&name("input_layernorm"), HIDDEN, 1.0);
+        self.norm(&name("post_attention_layernorm"), HIDDEN, 1.0);
         if architecture.is_gemma() {
-            self.norm(&name("pre_feedforward_layernorm"), HIDDEN);
-            self.norm(&name("post_feedforward_layernorm"), HIDDEN);
+            self.norm(&name("pre_feedforward_layernorm"), HIDDEN, 1.0);
+            self.norm(&name("post_feedforward_layernorm"), HIDDEN, 1.0);
         }
     }
 
@@ -107,8 +115,12 @@ impl Writer {
         }
     }
 
-    fn norm(&mut self, name: &str, size: usize) {
-        let mean = if self.architecture.is_gemma() { 0.0 } else { 1.0 };
+    fn norm(&mut self, name: &str, size: usize, mean: f32) {
+        let mean = if self.architecture.is_gemma() {
+            mean - 1.0
+        } else {
+            mean
+        };
         let weight = self.random.normal(size, 0.1);
         let weight = weight.into_iter().map(|x| mean + x).collect();
         self.put(&format!("{name}.weight"), weight, &[size]);

@@ -196,10 +196,7 @@ fn a_second_turn_continues_a_prefix() {
                 tight.quantize = policy.quantize.clone();
             }
         }
-        let tightest = tight
-            .quantize
-            .as_ref()
-            .map_or((Codec::F16, Codec::F16), matrix::codecs);
+        let tightest = tight.quantize.as_ref().map_or((Codec::F16, Codec::F16), codecs);
         let other = Policy {
             select: policy.select.clone(),
             ..tight

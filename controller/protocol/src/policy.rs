@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::project::Project;
+use crate::project::{Project, ProjectMethod};
 use crate::quantize::{Bits, Quantize};
 use crate::select::Select;
 
@@ -55,6 +55,17 @@ impl Policy {
         }
         if let Some(quantize) = &self.quantize {
             quantize.validate()?;
+            let merged = self.project.as_ref().map(|project| project.method);
+            if let (Some(method @ (ProjectMethod::Minicache | ProjectMethod::MergeHeads)), false) =
+                (merged, quantize.method.codes_alone())
+            {
+                let allowed = format!("rtn, kivi or fp8, with project {}", method.name());
+                return Err(PolicyError::new(
+                    "quantize.method",
+                    quantize.method.name(),
+                    &allowed,
+                ));
+            }
             if self.store == Store::Exact && quantize.all_bits().any(|bits| bits != Bits::B16) {
                 let allowed = "full, when quantize packs K or V";
                 return Err(PolicyError::new("store", "exact", allowed));
@@ -71,12 +82,7 @@ impl fmt::Display for Policy {
         if let Some(select) = &self.select {
             parts.push(select.to_string());
         }
-        if let Some(project) = &self.project {
-            let side =
-                |name, rank: Option<u32>| rank.map_or_else(String::new, |rank| format!(" {name}{rank}"));
-            let (k, v) = (side("k", project.k_rank), side("v", project.v_rank));
-            parts.push(format!("{}{k}{v}", project.method.name()));
-        }
+        parts.extend(self.project.as_ref().map(Project::to_string));
         parts.extend(self.quantize.as_ref().map(Quantize::to_string));
         if parts.is_empty() {
             parts.push(if self.store == Store::Exact {

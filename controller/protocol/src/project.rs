@@ -1,5 +1,7 @@
 //! How many dimensions K and V keep.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{PolicyError, range};
@@ -16,44 +18,81 @@ pub struct Project {
     /// Dimensions of V that stay, likewise; only with `lowrank`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v_rank: Option<u32>,
+    /// First layer that is merged with the next one, counted from 0; only with `minicache`. By default the middle one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_layer: Option<u32>,
+    /// Mean cosine of two heads' rows from which on they are merged; only with `merge_heads`. 0.0 ..= 1.0, by default 0.8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub similarity: Option<f64>,
+    /// Fraction of the rows that is not merged, those that differ most; with `minicache` and `merge_heads`. 0.0 ..= 0.5, by
+    /// default 0.05.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retained: Option<f64>,
 }
 
-/// Methods of attention compression.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProjectMethod {
+/// Declares the methods: a line each with its name in a policy and the fields that it has.
+macro_rules! methods {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal [$($field:literal),*];)*) => {
+        /// Methods of attention compression.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum ProjectMethod {
+            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
+        }
+
+        impl ProjectMethod {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Its name in a policy.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// The fields of [`Project`] that it has.
+            #[must_use]
+            pub const fn fields(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$variant => &[$($field),*],)*
+                }
+            }
+        }
+    };
+}
+
+methods! {
     /// The subspace that holds most of the prompt's own keys, or values (Eigen Attention, arXiv 2408.05646; Palu, arXiv
     /// 2407.21118).
-    Lowrank,
+    Lowrank = "lowrank" ["k_rank", "v_rank"];
     /// The channels of K that the prompt's last queries attend with most (`ThinK`, arXiv 2407.21018).
-    Think,
-}
-
-impl ProjectMethod {
-    /// The name in configs, metrics and reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Lowrank => "lowrank",
-            Self::Think => "think",
-        }
-    }
+    Think = "think" ["k_rank"];
+    /// Rows of two adjacent layers share a direction (`MiniCache`, arXiv 2405.14366).
+    Minicache = "minicache" ["first_layer", "retained"];
+    /// Rows of two KV heads of a layer share a direction, where they are alike.
+    MergeHeads = "merge_heads" ["similarity", "retained"];
 }
 
 impl Project {
-    /// Checks every field against its range.
+    /// Checks every field against its range, and that the method has a use for it.
     pub(crate) fn validate(&self) -> Result<(), PolicyError> {
-        for (field, rank) in [("project.k_rank", self.k_rank), ("project.v_rank", self.v_rank)] {
-            if let Some(rank) = rank {
-                range(field, rank, 8, 1024)?;
-            }
+        if let Some(rank) = self.own("k_rank", self.k_rank)? {
+            range("project.k_rank", rank, 8, 1024)?;
+        }
+        if let Some(rank) = self.own("v_rank", self.v_rank)? {
+            range("project.v_rank", rank, 8, 1024)?;
+        }
+        if let Some(layer) = self.own("first_layer", self.first_layer)? {
+            range("project.first_layer", layer, 0, 9999)?;
+        }
+        if let Some(similarity) = self.own("similarity", self.similarity)? {
+            range("project.similarity", similarity, 0.0, 1.0)?;
+        }
+        if let Some(retained) = self.own("retained", self.retained)? {
+            range("project.retained", retained, 0.0, 0.5)?;
         }
         match (self.method, self.k_rank, self.v_rank) {
-            (ProjectMethod::Think, _, Some(rank)) => Err(PolicyError::new(
-                "project.v_rank",
-                rank,
-                "nothing, with method think: it is about keys",
-            )),
             (ProjectMethod::Think, None, _) => Err(PolicyError::new(
                 "project.k_rank",
                 "nothing",
@@ -66,5 +105,31 @@ impl Project {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a value of a field that the method does not have.
+    fn own<T: fmt::Display>(&self, field: &str, given: Option<T>) -> Result<Option<T>, PolicyError> {
+        match given {
+            Some(given) if !self.method.fields().contains(&field) => {
+                let with = ProjectMethod::ALL.iter().filter(|m| m.fields().contains(&field));
+                let with: Vec<&str> = with.map(|method| method.name()).collect();
+                let allowed = format!("only with method {}", with.join(" or "));
+                Err(PolicyError::new(&format!("project.{field}"), given, &allowed))
+            }
+            given => Ok(given),
+        }
+    }
+}
+
+impl fmt::Display for Project {
+    /// For logs: `lowrank k32 v48`, `minicache`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.method.name())?;
+        for (side, rank) in [("k", self.k_rank), ("v", self.v_rank)] {
+            if let Some(rank) = rank {
+                write!(f, " {side}{rank}")?;
+            }
+        }
+        Ok(())
     }
 }

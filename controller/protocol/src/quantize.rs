@@ -96,6 +96,17 @@ methods! {
     Fp8 = "fp8" [];
 }
 
+impl QuantizeMethod {
+    /// Whether a row is its codes and their parameters, and nothing else.
+    #[must_use]
+    pub const fn codes_alone(self) -> bool {
+        match self {
+            Self::Rtn | Self::Kivi | Self::Fp8 => true,
+            Self::Kvquant | Self::Gear | Self::Zipcache => false,
+        }
+    }
+}
+
 /// Bits a value keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]

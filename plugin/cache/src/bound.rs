@@ -56,7 +56,7 @@ pub(crate) fn layer(
         (kept + rows, 0, kept.div_ceil(rows) + 1)
     };
     // Rows are projected when a prompt is whole: until then they have all their dimensions.
-    let bases = plan.policy.project.as_ref().map_or(0, |project| {
+    let bases = plan.projects().map_or(0, |project| {
         project::most_bytes(project, shape.k_dim, shape.v_dim)
     });
     let rows = full * row(Pair::both(targets.store)) + packed * row(targets.packed) + bases;

@@ -141,7 +141,7 @@ pub(crate) fn compact(
     }
     // Keys turn with their positions: those of the prompt's first part alone say little of those to come.
     let whole = context.seen >= context.prompt;
-    let project = plan.policy.project.as_ref().filter(|_| whole);
+    let project = plan.projects().filter(|_| whole);
     if let Some(project) = project.filter(|_| head.bases.is_none()) {
         head.learn(project, queries)?;
     }
@@ -151,7 +151,7 @@ pub(crate) fn compact(
     };
     let salience = match targets.packed.beside {
         Beside::Salient { .. } => salience(head, plan, context),
-        Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } => Vec::new(),
+        Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } | Beside::Shared { .. } => Vec::new(),
     };
     let rebuilt = head.compact(keep.as_deref(), targets, &salience)?;
     head.replace(&merged.rows, merged.k.as_deref(), &merged.v)?;

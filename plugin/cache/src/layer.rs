@@ -187,8 +187,9 @@ impl Layer {
             // Keys of as many bits in another basis or other groups are not what was asked for; of more bits, they are no worse.
             let same = (pair.rotated, pair.channels) == (asked.packed.rotated, asked.packed.channels);
             let basis = same || bits(pair.k) > bits(asked.packed.k);
-            // What is beside codes makes rows better, but for those that are among salient ones.
-            let beside = pair.beside == asked.packed.beside || !matches!(pair.beside, Beside::Salient { .. });
+            // What is beside codes makes rows better, but for those that are among salient ones, or merged.
+            let beside = pair.beside == asked.packed.beside
+                || !matches!(pair.beside, Beside::Salient { .. } | Beside::Shared { .. });
             bits(pair.k) >= bits(asked.packed.k) && bits(pair.v) >= bits(asked.packed.v) && basis && beside
         })
     }

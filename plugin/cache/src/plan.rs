@@ -6,9 +6,9 @@ use std::sync::Arc;
 use candle_core::DType;
 use cinch_hooks::LayerShape;
 use cinch_kernels::Codec;
-use cinch_protocol::{Heads, Layers, Merge, Policy, PolicyError, Store};
+use cinch_protocol::{Heads, Layers, Merge, Policy, PolicyError, Project, ProjectMethod, Store};
 
-use crate::quantize::{self, Beside};
+use crate::quantize::{self, Beside, Fraction};
 use crate::select::{self, Budget, Method, Statistics, pyramid};
 use crate::store::{MOST_DIM, Pair, Targets};
 
@@ -22,8 +22,28 @@ const DEFAULT_RESIDUAL: usize = 32;
 /// `PyramidKV`'s own (arXiv 2406.02069).
 const DEFAULT_BETA: u32 = 20;
 
+/// Rows that are not merged, by `MiniCache`'s own measure (arXiv 2405.14366, section 4.2).
+const DEFAULT_RETAINED: f64 = 0.05;
+
+/// Heads that differ more are not one head.
+const DEFAULT_SIMILARITY: f64 = 0.8;
+
 /// Ada-KV's own safeguard (arXiv 2407.11550).
 const DEFAULT_FLOOR: f64 = 0.2;
+
+/// Where `MiniCache` begins to find layers alike (arXiv 2405.14366, section 3.2): in the middle.
+fn first_merged(project: &Project, layers: usize) -> usize {
+    project.first_layer.map_or(layers / 2, |layer| layer as usize)
+}
+
+/// What heads are merged with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Merging {
+    /// Those of the layer before.
+    LayerBefore,
+    /// Those of their own layer, from this mean cosine on.
+    Heads { similarity: f64 },
+}
 
 /// Which layer of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,6 +203,14 @@ impl Plan {
         }
         let (mut k_rank, mut v_rank) = (None, None);
         if let Some(project) = &self.policy.project {
+            let (first, most) = (
+                first_merged(project, shapes.len()),
+                shapes.len().saturating_sub(2),
+            );
+            if project.method == ProjectMethod::Minicache && first > most {
+                let allowed = format!("0 to {most}: a layer that another one follows");
+                return Err(PolicyError::new("project.first_layer", first, &allowed));
+            }
             (k_rank, v_rank) = (project.k_rank, project.v_rank);
             for shape in shapes {
                 for (field, rank, dim) in [
@@ -213,6 +241,44 @@ impl Plan {
         Ok(())
     }
 
+    /// What bases are made by, where rows keep fewer dimensions.
+    pub(crate) fn projects(&self) -> Option<&Project> {
+        self.policy
+            .project
+            .as_ref()
+            .filter(|project| match project.method {
+                ProjectMethod::Lowrank | ProjectMethod::Think => true,
+                ProjectMethod::Minicache | ProjectMethod::MergeHeads => false,
+            })
+    }
+
+    /// What a layer's heads are merged with; with the layer before, at the later layer of two.
+    pub(crate) fn merging(&self, place: Place) -> Option<Merging> {
+        let project = self.policy.project.as_ref()?;
+        match project.method {
+            ProjectMethod::Lowrank | ProjectMethod::Think => None,
+            ProjectMethod::Minicache => {
+                let first = first_merged(project, place.layers);
+                (place.layer > first && (place.layer - first) % 2 == 1).then_some(Merging::LayerBefore)
+            }
+            ProjectMethod::MergeHeads => Some(Merging::Heads {
+                similarity: project.similarity.unwrap_or(DEFAULT_SIMILARITY),
+            }),
+        }
+    }
+
+    /// Whether a layer's rows wait to be merged: it is one of two, or has heads that may be.
+    fn merges_rows(&self, place: Place) -> Option<Fraction> {
+        let next = Place {
+            layer: place.layer + 1,
+            ..place
+        };
+        let with_next = next.layer < place.layers && self.merging(next) == Some(Merging::LayerBefore);
+        let merged = self.merging(place).is_some() || with_next;
+        let project = self.policy.project.as_ref().filter(|_| merged)?;
+        Some(Fraction::new(project.retained.unwrap_or(DEFAULT_RETAINED)))
+    }
+
     /// Codecs of this plan's rows in a layer of a model of this activation dtype.
     pub(crate) fn targets(&self, place: Place, dtype: DType) -> Targets {
         let store = match (self.policy.store, dtype) {
@@ -232,8 +298,11 @@ impl Plan {
                 v: v.unwrap_or(store),
                 rotated: keys.is_some_and(|quantize| quantize.rotate_k),
                 channels: keys.is_some_and(quantize::by_channel),
-                projected: self.policy.project.is_some(),
-                beside: packed.map_or(Beside::Nothing, quantize::beside),
+                projected: self.projects().is_some(),
+                beside: match self.merges_rows(place) {
+                    Some(retained) => Beside::Shared { retained },
+                    None => packed.map_or(Beside::Nothing, quantize::beside),
+                },
             },
             sinks: self.sinks,
             residual: self.residual,

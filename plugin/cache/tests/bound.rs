@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::matrix::{by_channel, each};
+use common::matrix::{by_channel, each, merges};
 use common::*;
 
 const MODEL: Model = Model {
@@ -44,11 +44,10 @@ fn the_bound_of_a_long_sequence_is_near() {
         println!("{name}: {held} of {most}, {:.3}", most as f64 / held as f64);
         // Of keys by channel, every block that an eviction leaves may end with a tile that is not full.
         let by_channel = policy.quantize.as_ref().is_some_and(by_channel);
-        let beside = policy
-            .quantize
-            .as_ref()
-            .is_some_and(|q| ["kvquant", "gear", "zipcache"].contains(&q.method.name()));
+        let beside = policy.quantize.as_ref().is_some_and(|q| !q.method.codes_alone());
         let near = match &policy.project {
+            // Nothing may be merged, where heads come to hold different tokens.
+            Some(_) if merges(policy) => 2.8,
             // All dimensions may have to be held until a prompt is whole.
             Some(_) => 2.5,
             // Blocks with something beside their codes may all be of a batch of 64.

@@ -199,6 +199,7 @@ fn a_second_turn_continues_a_prefix() {
         let tightest = tight.quantize.as_ref().map_or((Codec::F16, Codec::F16), codecs);
         let other = Policy {
             select: policy.select.clone(),
+            project: policy.project.clone(),
             ..tight
         };
         plugin.assign(2, assignment(other)).unwrap();

@@ -295,7 +295,7 @@ fn what_does_not_fit_is_told() {
         ),
         (
             r#"{"project": {"method": "think", "k_rank": 40, "v_rank": 40}}"#,
-            "project.v_rank: given 40, allowed nothing, with method think: it is about keys",
+            "project.v_rank: given 40, allowed only with method lowrank",
         ),
         (
             r#"{"store": "exact", "project": {"method": "think", "k_rank": 40}}"#,

@@ -9,6 +9,7 @@ mod cpu;
 mod device;
 mod exact;
 mod host;
+mod merge;
 mod pieces;
 mod score;
 mod settle;
@@ -167,7 +168,8 @@ pub(crate) fn attend(
             return Err(error);
         }
     };
-    let settled = settle::settle(&step, &mut layers, sums, &out)?;
+    let mut settled = settle::settle(&step, &mut layers, sums, &out)?;
+    merge::merge(&step, &sequences, &mut layers, &mut settled, &out)?;
     for (sequence, layer_state) in sequences.iter().zip(&layers) {
         sequence.gauge(layer, layer_state);
     }

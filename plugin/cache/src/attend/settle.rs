@@ -20,10 +20,10 @@ use crate::store::{Column, Head, Rebuilt, Targets};
 /// What one row's compaction did.
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
-    changed: bool,
+    pub(super) changed: bool,
     /// Rows evicted, mean over the layer's heads.
     evicted: f64,
-    errors: Vec<f64>,
+    pub(super) errors: Vec<f64>,
 }
 
 struct Task<'a> {
@@ -220,7 +220,11 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
             .error_sample
             .includes(step.layer, task.source.kv)
     {
-        task.error = relative_error(task.head, &step.heads, &probes(step, task, out))?;
+        task.error = relative_error(
+            task.head,
+            &step.heads,
+            &probes(step, source.row, source.kv, task.context.seen, out),
+        )?;
     }
     Ok(())
 }
@@ -252,25 +256,31 @@ fn queries(step: &Step<'_>, source: &Source<'_>) -> Queries {
 }
 
 /// The step's last queries and the outputs they had before the compaction.
-fn probes<'a>(step: &Step<'_>, task: &Task<'_>, out: &'a [f32]) -> Vec<Probe<'a>> {
+pub(super) fn probes<'a>(
+    step: &Step<'_>,
+    row: usize,
+    kv: usize,
+    seen: usize,
+    out: &'a [f32],
+) -> Vec<Probe<'a>> {
     let (geometry, group) = (step.geometry, step.geometry.group());
     let (fresh, v_dim) = (geometry.fresh, step.heads.v_dim);
-    let heads = task.source.kv * group..(task.source.kv + 1) * group;
+    let heads = kv * group..(kv + 1) * group;
     (fresh - fresh.min(WINDOW)..fresh)
         .map(|token| Probe {
             q: heads
                 .clone()
-                .flat_map(|head| step.q.row(task.source.row, head, token))
+                .flat_map(|head| step.q.row(row, head, token))
                 .copied()
                 .collect(),
             exact: heads
                 .clone()
                 .map(|head| {
-                    let at = ((task.source.row * geometry.q_heads + head) * fresh + token) * v_dim;
+                    let at = ((row * geometry.q_heads + head) * fresh + token) * v_dim;
                     &out[at..at + v_dim]
                 })
                 .collect(),
-            position: task.context.seen - fresh + token,
+            position: seen - fresh + token,
         })
         .collect()
 }

@@ -1,4 +1,4 @@
-//! Attention compression: rows keep fewer dimensions. A basis is a head's own, made once of what the head holds when its
+//! Attention compression: rows keep fewer dimensions, or share them with another head's ([`twins`]). A basis is a head's own, made once of what the head holds when its
 //! prompt is whole: a row x is stored as its coordinates E·x, which stand for D·E·x.
 //!
 //! Invariant: a head has one basis of K and one of V for as long as it lives, so that its projected rows are always of one
@@ -6,6 +6,7 @@
 
 mod lowrank;
 mod think;
+pub(crate) mod twins;
 
 use std::sync::Arc;
 
@@ -130,6 +131,8 @@ impl Bases {
                 k_rank.map(|rank| lowrank::keys(source.k, source.k_dim, &source.queries.moments, rank)),
                 v_rank.map(|rank| lowrank::values(source.v, source.v_dim, rank)),
             ),
+            // These keep all dimensions.
+            ProjectMethod::Minicache | ProjectMethod::MergeHeads => (None, None),
             ProjectMethod::Think => (
                 k_rank.map(|rank| think::keys(source.k, source.k_dim, &source.queries.squares, rank)),
                 None,

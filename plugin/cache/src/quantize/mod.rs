@@ -26,6 +26,8 @@ pub(crate) enum Beside {
     Levels { outliers: Fraction },
     /// A low-rank part of the error, and outliers.
     Error { outliers: Fraction, rank: u8 },
+    /// Rows wait to be merged with another head's, of which so many are not, or are merged already.
+    Shared { retained: Fraction },
     /// Salient rows in the pair's codecs; the others are in this one.
     Salient { share: Fraction, low: Codec },
 }
@@ -53,14 +55,20 @@ impl Beside {
             Self::Levels { .. } => Some("levels"),
             Self::Error { .. } => Some("error"),
             Self::Salient { .. } => Some("salient"),
+            Self::Shared { .. } => Some("shared"),
         }
+    }
+
+    /// Whether codes are all there is of rows, but where they are merged.
+    pub(crate) const fn is_plain(self) -> bool {
+        matches!(self, Self::Nothing | Self::Shared { .. })
     }
 
     /// The codec of rows that keep the fewest bits.
     pub(crate) fn least(self, codec: Codec) -> Codec {
         match self {
             Self::Salient { low, .. } => lower(codec, low),
-            Self::Nothing | Self::Levels { .. } | Self::Error { .. } => codec,
+            Self::Nothing | Self::Levels { .. } | Self::Error { .. } | Self::Shared { .. } => codec,
         }
     }
 }

@@ -9,7 +9,6 @@ use smallvec::smallvec;
 
 use super::{Head, Pair};
 use crate::error::kernel;
-use crate::quantize::Beside;
 
 /// What a run of rows of one kind gave.
 struct Run {
@@ -40,10 +39,10 @@ impl Head {
         }
         partial.reset(heads);
         let (mut part, mut runs) = (Partial::default(), Vec::new());
-        for (pair, run) in self.runs(rows.clone()) {
+        for (pair, plain, run) in self.runs(rows.clone()) {
             runs.push(self.attend_run(
                 heads,
-                pair,
+                (pair, plain),
                 run,
                 q,
                 partial,
@@ -71,7 +70,7 @@ impl Head {
     fn attend_run(
         &self,
         heads: &Heads,
-        pair: Pair,
+        (pair, plain): (Pair, bool),
         rows: Range<usize>,
         q: &[f32],
         partial: &mut Partial,
@@ -94,7 +93,7 @@ impl Head {
             None => q,
         };
         let unpacked;
-        let segments = if pair.beside == Beside::Nothing {
+        let segments = if plain {
             self.segments(rows.start, rows.end)
         } else {
             unpacked = self.coordinates(rows.clone())?;
@@ -147,9 +146,8 @@ impl Head {
 
     /// The longest runs of rows of one kind, all projected or all not and all plain or all not, each with the pair of its
     /// first.
-    fn runs(&self, rows: Range<usize>) -> Vec<(Pair, Range<usize>)> {
-        let kind = |pair: &Pair| (pair.projected, pair.beside == Beside::Nothing);
-        let mut out: Vec<(Pair, Range<usize>)> = Vec::new();
+    fn runs(&self, rows: Range<usize>) -> Vec<(Pair, bool, Range<usize>)> {
+        let mut out: Vec<(Pair, bool, Range<usize>)> = Vec::new();
         let mut start = 0;
         for block in &self.blocks {
             let (from, to) = (rows.start.max(start), rows.end.min(start + block.rows()));
@@ -157,10 +155,12 @@ impl Head {
             if from >= to {
                 continue;
             }
-            let pair = block.pair();
+            let (pair, plain) = (block.pair(), block.is_plain());
             match out.last_mut() {
-                Some((same, run)) if kind(same) == kind(&pair) => run.end = to,
-                _ => out.push((pair, from..to)),
+                Some((same, as_plain, run)) if (same.projected, *as_plain) == (pair.projected, plain) => {
+                    run.end = to
+                }
+                _ => out.push((pair, plain, from..to)),
             }
         }
         out

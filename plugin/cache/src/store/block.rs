@@ -12,6 +12,7 @@ use super::extra::{Extra, Extras};
 use super::ledger::{Charge, Ledger};
 use super::picked::Picked;
 use super::side::{Buffers, Part, Side, gather, moved};
+use super::twin::Twin;
 use crate::error::kernel;
 use crate::project::Bases;
 use crate::quantize::zipcache::Marks;
@@ -102,7 +103,7 @@ impl Pair {
 
     fn sides(self, dims: Dims) -> (Side, Side) {
         // Rows that come back with more than their codes are unpacked first: no layout is faster than another.
-        let plain = self.beside == Beside::Nothing;
+        let plain = self.beside.is_plain();
         let k = match plain {
             _ if self.channels => Layout::KeyChannels,
             true => dims.kernels.key_layout(self.k, dims.k),
@@ -124,7 +125,7 @@ pub(crate) struct Block {
     pub(super) pair: Pair,
     pub(super) k: Side,
     pub(super) v: Side,
-    rows: u32,
+    pub(super) rows: u32,
     /// Rows when it was filled; what was cut off since is still there.
     pub(super) filled: u32,
     capacity: u32,
@@ -132,7 +133,7 @@ pub(crate) struct Block {
     values_at: u32,
     data: Box<[Line]>,
     pub(super) extras: Option<Box<Extras>>,
-    charge: Charge,
+    pub(super) charge: Charge,
 }
 
 impl Block {
@@ -176,7 +177,9 @@ impl Block {
         let rows = pieces.clone().map(|(_, rows)| rows.len()).sum();
         let marks = match pair.beside {
             Beside::Salient { share, .. } => Marks::of(salience, &low(pieces.clone()), share),
-            Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } => Marks::default(),
+            Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } | Beside::Shared { .. } => {
+                Marks::default()
+            }
         };
         let mut block = Self::with_room(ledger, dims, pair, capacity, marks.count());
         let (kernels, k_side, v_side) = (dims.kernels, block.k, block.v);
@@ -185,7 +188,8 @@ impl Block {
         let keys = pieces.clone().map(|(source, rows)| Part {
             bytes: source.k_bytes(0..source.rows()),
             side: source.k,
-            extra: source.extras.as_deref().map(|extras| (&extras.k, &extras.marks)),
+            extras: source.extras.as_deref(),
+            key: true,
             stored: source.rows(),
             rotated: (source.pair.rotated, pair.rotated),
             basis: basis(source).and_then(|bases| bases.k.as_ref()),
@@ -194,13 +198,14 @@ impl Block {
         let values = pieces.map(|(source, rows)| Part {
             bytes: source.v_bytes(0..source.rows()),
             side: source.v,
-            extra: source.extras.as_deref().map(|extras| (&extras.v, &extras.marks)),
+            extras: source.extras.as_deref(),
+            key: false,
             stored: source.rows(),
             rotated: (false, false),
             basis: basis(source).and_then(|bases| bases.v.as_ref()),
             rows,
         });
-        if pair.beside == Beside::Nothing {
+        if pair.beside.is_plain() {
             gather(kernels, k_side, keys, rows, k, buffers)?;
             gather(kernels, v_side, values, rows, v, buffers)?;
         } else {
@@ -211,6 +216,7 @@ impl Block {
                 k: pack(k_side, pair.k, moved(kernels, k_side, keys)?, k)?,
                 v: pack(v_side, pair.v, moved(kernels, v_side, values)?, v)?,
                 marks,
+                twin: None,
             };
             block.set_extras(extras);
         }
@@ -218,9 +224,48 @@ impl Block {
         Ok(block)
     }
 
+    /// The block whose rows are `twin`, in the place of `block`.
+    pub(super) fn twin(ledger: &Arc<Ledger>, block: &Self, twin: Twin) -> Self {
+        let extras = Extras {
+            twin: Some(twin),
+            ..Extras::default()
+        };
+        let mut own = Self {
+            rows: block.rows,
+            filled: block.filled,
+            capacity: block.capacity,
+            values_at: 0,
+            extras: None,
+            data: Box::default(),
+            charge: Charge::new(ledger, HEADER),
+            ..*block
+        };
+        own.set_extras(extras);
+        own
+    }
+
+    /// Whether the kernels can take its rows as they are stored.
+    pub(super) fn is_plain(&self) -> bool {
+        self.extras.is_none()
+    }
+
+    pub(super) fn is_twin(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.twin.is_some())
+    }
+
+    /// All rows as they are stored: keys in their rotation.
+    pub(super) fn stored(&self) -> Result<(Vec<f32>, Vec<f32>), HookError> {
+        let mut k = vec![0.0; self.rows() * self.k.dim()];
+        let mut v = vec![0.0; self.rows() * self.v.dim()];
+        self.stored_keys(&mut k)?;
+        self.unpack_values(&mut v)?;
+        Ok((k, v))
+    }
+
     pub(super) fn set_extras(&mut self, extras: Extras) {
-        let before = self.extras.as_ref().map_or(0, |extras| extras.bytes());
-        self.charge.set(self.charge.bytes() - before + extras.bytes());
+        let before = self.extras.as_ref().map_or(0, |extras| extras.own_bytes());
+        // What is shared has a charge of its own.
+        self.charge.set(self.charge.bytes() - before + extras.own_bytes());
         self.extras = Some(Box::new(extras));
     }
 
@@ -241,7 +286,8 @@ impl Block {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.charge.bytes()
+        let shared = self.extras.as_ref().map_or(0, |extras| extras.shared_bytes());
+        self.charge.bytes() + shared
     }
 
     pub(crate) fn truncate(&mut self, rows: usize) {
@@ -250,10 +296,11 @@ impl Block {
 
     /// The last row at or before `row` from which on rows can be attended to.
     pub(crate) fn cut(&self, row: usize) -> usize {
-        let step = match self.pair.beside {
-            Beside::Nothing => self.k.layout.step().max(self.v.layout.step()),
-            // Such blocks are unpacked whole.
-            _ => self.rows().max(1),
+        let step = if self.is_plain() {
+            self.k.layout.step().max(self.v.layout.step())
+        } else {
+            // Unpacked whole.
+            self.rows().max(1)
         };
         row / step * step
     }
@@ -302,6 +349,9 @@ impl Block {
             None => side.layout.span(stored, rows.start, rows.len()),
         };
         let bytes: &[u8] = bytemuck::cast_slice(&self.data);
+        if self.is_twin() {
+            return bytes;
+        }
         &bytes[base + span.start * side.row()..base + span.end * side.row()]
     }
 
@@ -344,27 +394,29 @@ impl Block {
 
     /// Unpacks all keys, out of their rotation.
     pub(crate) fn unpack_keys(&self, to: &mut [f32]) -> Result<(), HookError> {
-        let (kernels, side) = (self.kernels, self.k);
-        let bytes = self.k_bytes(0..self.rows());
-        match &self.extras {
-            Some(extras) => extras.k.unpack(kernels, side, &extras.marks, bytes, to)?,
-            None => kernels
-                .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
-                .map_err(kernel)?,
-        }
+        self.stored_keys(to)?;
         if self.pair.rotated {
-            kernels.rotate(side.dim(), to).map_err(kernel)?;
+            self.kernels.rotate(self.k.dim(), to).map_err(kernel)?;
         }
         Ok(())
     }
 
+    fn stored_keys(&self, to: &mut [f32]) -> Result<(), HookError> {
+        let (kernels, side, bytes) = (self.kernels, self.k, self.k_bytes(0..self.rows()));
+        match &self.extras {
+            Some(extras) => extras.keys(kernels, side, bytes, to),
+            None => kernels
+                .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
+                .map_err(kernel),
+        }
+    }
+
     /// Unpacks all values.
     pub(crate) fn unpack_values(&self, to: &mut [f32]) -> Result<(), HookError> {
-        let (side, bytes) = (self.v, self.v_bytes(0..self.rows()));
+        let (kernels, side, bytes) = (self.kernels, self.v, self.v_bytes(0..self.rows()));
         match &self.extras {
-            Some(extras) => extras.v.unpack(self.kernels, side, &extras.marks, bytes, to),
-            None => self
-                .kernels
+            Some(extras) => extras.values(kernels, side, bytes, to),
+            None => kernels
                 .unpack_run(side.layout, side.codec, side.dim(), bytes, to)
                 .map_err(kernel),
         }
@@ -377,7 +429,7 @@ fn low<'a>(pieces: impl Iterator<Item = (&'a Block, &'a Picked<'a>)>) -> Vec<boo
     for (block, rows) in pieces {
         let marks = match block.pair.beside {
             Beside::Salient { .. } => block.extras.as_ref().map(|extras| extras.marks),
-            Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } => None,
+            Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } | Beside::Shared { .. } => None,
         };
         rows.for_runs(|_, run| low.extend(run.map(|row| marks.is_some_and(|marks| !marks.has(row)))));
     }

@@ -6,6 +6,7 @@ use cinch_kernels::{Codec, Kernels, Layout};
 use half::f16;
 
 use super::side::Side;
+use super::twin::{self, Twin};
 use crate::error::kernel;
 use crate::quantize::gear::LowRank;
 use crate::quantize::outliers::{self, Outlier};
@@ -13,11 +14,13 @@ use crate::quantize::zipcache::{self, Marks};
 use crate::quantize::{Beside, bits, kvquant};
 
 /// What a block holds beside the codes of K and V.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Extras {
     pub(super) k: Extra,
     pub(super) v: Extra,
     pub(super) marks: Marks,
+    /// Where rows are merged with those of another head.
+    pub(super) twin: Option<Twin>,
 }
 
 /// The same of one side.
@@ -38,9 +41,43 @@ struct Salient {
 }
 
 impl Extras {
-    /// Bytes allocated.
-    pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.k.bytes() + self.v.bytes()
+    /// Bytes allocated, without what is shared.
+    pub(super) fn own_bytes(&self) -> usize {
+        let twin = self.twin.as_ref().map_or(0, Twin::own_bytes);
+        size_of::<Self>() + self.k.bytes() + self.v.bytes() + twin
+    }
+
+    /// This block's part of what is shared.
+    pub(super) fn shared_bytes(&self) -> usize {
+        self.twin.as_ref().map_or(0, Twin::shared_bytes)
+    }
+
+    /// Unpacks the first keys as they are stored.
+    pub(super) fn keys(
+        &self,
+        kernels: Kernels,
+        side: Side,
+        bytes: &[u8],
+        to: &mut [f32],
+    ) -> Result<(), HookError> {
+        match &self.twin {
+            Some(twin) => twin.keys(kernels, side, to),
+            None => self.k.unpack(kernels, side, &self.marks, bytes, to),
+        }
+    }
+
+    /// Unpacks the first values.
+    pub(super) fn values(
+        &self,
+        kernels: Kernels,
+        side: Side,
+        bytes: &[u8],
+        to: &mut [f32],
+    ) -> Result<(), HookError> {
+        match &self.twin {
+            Some(twin) => twin.values(kernels, side, to),
+            None => self.v.unpack(kernels, side, &self.marks, bytes, to),
+        }
     }
 }
 
@@ -66,7 +103,8 @@ impl Extra {
         match beside {
             // A side that is not packed has no error.
             _ if bits(codec) >= 16 => whole(&values, to)?,
-            Beside::Nothing => whole(&values, to)?,
+            // Of these, blocks have no extras.
+            Beside::Nothing | Beside::Shared { .. } => whole(&values, to)?,
             Beside::Levels { outliers } => {
                 let count = outliers.of(values.len());
                 extra.outliers = outliers::take(&mut values, dim, by_column, count).into();
@@ -114,7 +152,7 @@ impl Extra {
     }
 
     /// Unpacks the first rows; `bytes` are all that [`pack`](Self::pack) filled.
-    pub(super) fn unpack(
+    fn unpack(
         &self,
         kernels: Kernels,
         side: Side,
@@ -176,6 +214,7 @@ pub(crate) fn most_bytes(beside: Beside, rows: usize, k: (Codec, usize), v: (Cod
         let outlying =
             |outliers: crate::quantize::Fraction| (outliers.of(rows * dim) + 1) * size_of::<Outlier>();
         match beside {
+            Beside::Shared { retained } => twin::most_bytes(retained, rows, codec.row_bytes(dim)),
             _ if bits(codec) >= 16 => 0,
             Beside::Nothing => 0,
             Beside::Levels { outliers } => (1 << bits(codec)) * size_of::<f16>() + outlying(outliers),

@@ -11,6 +11,7 @@ mod rebuild;
 mod replace;
 mod side;
 mod targets;
+pub(crate) mod twin;
 
 use std::sync::Arc;
 
@@ -19,7 +20,6 @@ use cinch_kernels::Segment;
 use smallvec::SmallVec;
 
 use crate::project::{self, Bases};
-use crate::quantize::Beside;
 use crate::select::Profile;
 
 pub(crate) use attend::whole;
@@ -113,11 +113,7 @@ impl Head {
 
     /// Whether the kernels can take all rows as they are stored, in whole dimensions.
     pub(crate) fn is_plain(&self) -> bool {
-        self.bases.is_none()
-            && self
-                .blocks
-                .iter()
-                .all(|block| block.pair().beside == Beside::Nothing)
+        self.bases.is_none() && self.blocks.iter().all(|block| block.is_plain())
     }
 
     /// The last row at or before `row` from which on rows can be attended to.

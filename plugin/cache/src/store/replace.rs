@@ -3,9 +3,9 @@
 use cinch_hooks::HookError;
 use cinch_kernels::Kernels;
 
-use super::Block;
 use super::extra::{Extra, Extras};
 use super::side::Side;
+use super::{Block, Dims};
 use crate::error::kernel;
 
 impl Block {
@@ -37,16 +37,15 @@ impl Block {
         };
         let mut values = [vec![0.0; filled * k_side.dim()], vec![0.0; filled * v_side.dim()]];
         let [all_k, all_v] = &mut values;
-        extras
-            .k
-            .unpack(kernels, k_side, &extras.marks, self.k_bytes(0..filled), all_k)?;
-        extras
-            .v
-            .unpack(kernels, v_side, &extras.marks, self.v_bytes(0..filled), all_v)?;
+        extras.keys(kernels, k_side, self.k_bytes(0..filled), all_k)?;
+        extras.values(kernels, v_side, self.v_bytes(0..filled), all_v)?;
         if let Some(k) = k {
             all_k[row * k_side.dim()..(row + 1) * k_side.dim()].copy_from_slice(k);
         }
         all_v[row * v_side.dim()..(row + 1) * v_side.dim()].copy_from_slice(v);
+        if self.is_twin() {
+            return self.part_with(all_k, all_v);
+        }
         let (to_k, to_v) = self.bytes_mut();
         let [all_k, all_v] = values;
         let marks = extras.marks;
@@ -56,8 +55,32 @@ impl Block {
             k: pack(k_side, pair.k, all_k, to_k)?,
             v: pack(v_side, pair.v, all_v, to_v)?,
             marks,
+            twin: None,
         };
         self.set_extras(extras);
+        Ok(())
+    }
+}
+
+impl Block {
+    /// Makes a twin a block of rows of its own, which wait to be merged again.
+    fn part_with(&mut self, k: &[f32], v: &[f32]) -> Result<(), HookError> {
+        let (kernels, k_side, v_side) = (self.kernels, self.k, self.v);
+        let dims = Dims {
+            k: k_side.dim(),
+            v: v_side.dim(),
+            kernels,
+        };
+        let mut own = Self::new(self.charge.ledger(), dims, self.pair, self.filled as usize);
+        (own.rows, own.filled) = (self.rows, self.filled);
+        let (to_k, to_v) = own.bytes_mut();
+        for (side, values, to) in [(k_side, k, to_k), (v_side, v, to_v)] {
+            let to = &mut to[..side.layout.stored_rows(values.len() / side.dim()) * side.row()];
+            kernels
+                .pack_run(side.layout, side.codec, side.dim(), values, to)
+                .map_err(kernel)?;
+        }
+        *self = own;
         Ok(())
     }
 }

@@ -4,11 +4,10 @@ use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Kernels, Layout};
 
 use super::block::LINE;
-use super::extra::Extra;
+use super::extra::Extras;
 use super::picked::Picked;
 use crate::error::kernel;
 use crate::project::Basis;
-use crate::quantize::zipcache::Marks;
 
 /// Values that a row has at most: those of heads are hundreds.
 pub(crate) const MOST_DIM: usize = u16::MAX as usize / size_of::<f32>();
@@ -66,8 +65,10 @@ pub(crate) struct Buffers {
 pub(super) struct Part<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) side: Side,
-    /// What is beside its codes, and which rows are salient.
-    pub(super) extra: Option<(&'a Extra, &'a Marks)>,
+    /// What is beside its codes.
+    pub(super) extras: Option<&'a Extras>,
+    /// Whether it is K.
+    pub(super) key: bool,
     pub(super) stored: usize,
     /// Whether they are, and whether they are to be.
     pub(super) rotated: (bool, bool),
@@ -117,7 +118,7 @@ pub(super) fn gather<'a>(
         let bytes = &mut plain[done * row..(done + part.rows.len()) * row];
         done += part.rows.len();
         let kept = part.rotated.0 == part.rotated.1 && part.basis.is_none();
-        if part.side.codec == side.codec && part.side.has_rows() && kept && part.extra.is_none() {
+        if part.side.codec == side.codec && part.side.has_rows() && kept && part.extras.is_none() {
             let from = part.plain(kernels, source)?;
             part.rows.for_runs(|at, run| {
                 bytes[at * row..(at + run.len()) * row]
@@ -192,7 +193,7 @@ impl<'a> Part<'a> {
     fn values(&self, kernels: Kernels, to: &mut Vec<f32>) -> Result<(), HookError> {
         let Side { codec, layout, .. } = self.side;
         let (from, dim) = (to.len(), self.side.dim());
-        if layout == Layout::Rows && self.extra.is_none() {
+        if layout == Layout::Rows && self.extras.is_none() {
             to.resize(from + self.rows.len() * dim, 0.0);
             let (row, mut failed) = (self.side.row(), None);
             self.rows.for_runs(|at, run| {
@@ -206,8 +207,9 @@ impl<'a> Part<'a> {
         }
         // Tiles come whole, and so does what is beside codes; the rows that are picked move to the front.
         to.resize(from + self.stored * dim, 0.0);
-        match self.extra {
-            Some((extra, marks)) => extra.unpack(kernels, self.side, marks, self.bytes, &mut to[from..])?,
+        match self.extras {
+            Some(extras) if self.key => extras.keys(kernels, self.side, self.bytes, &mut to[from..])?,
+            Some(extras) => extras.values(kernels, self.side, self.bytes, &mut to[from..])?,
             None => kernels
                 .unpack_run(layout, codec, dim, self.bytes, &mut to[from..])
                 .map_err(kernel)?,

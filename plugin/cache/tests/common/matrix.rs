@@ -149,6 +149,30 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
                 "quantize": {"method": "kivi", "k_bits": 3, "v_bits": 8, "rotate_k": true, "residual": 16}}"#,
         ),
         (
+            "minicache",
+            r#"{"project": {"method": "minicache", "first_layer": 0}}"#,
+        ),
+        (
+            "minicache×k4v4 rotated",
+            r#"{"project": {"method": "minicache", "first_layer": 0, "retained": 0.2},
+                "quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "residual": 16}}"#,
+        ),
+        (
+            "streaming d2o×minicache×kivi k4v8",
+            r#"{"select": {"method": "streaming", "budget": 0.7, "recent": 16, "interval": 8, "merge": "d2o"},
+                "project": {"method": "minicache", "first_layer": 0},
+                "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 8, "residual": 16}}"#,
+        ),
+        (
+            "merge_heads",
+            r#"{"project": {"method": "merge_heads", "similarity": 0.0, "retained": 0.1}}"#,
+        ),
+        (
+            "tova×merge_heads×int8",
+            r#"{"select": {"method": "tova", "budget": 0.7, "recent": 16, "interval": 8},
+                "project": {"method": "merge_heads", "similarity": 0.0}, "quantize": {"k_bits": 8, "v_bits": 8}}"#,
+        ),
+        (
             "fp8",
             r#"{"quantize": {"method": "fp8", "k_bits": 8, "v_bits": 8}}"#,
         ),
@@ -283,6 +307,12 @@ pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, 
     }
 }
 
+/// Whether rows of two heads become one.
+pub(crate) fn merges(policy: &Policy) -> bool {
+    let project = policy.project.as_ref();
+    project.is_some_and(|project| project.method.fields().contains(&"retained"))
+}
+
 /// Whether 32 tokens share a channel's scale.
 pub(crate) fn by_channel(quantize: &Quantize) -> bool {
     match quantize.method {
@@ -342,7 +372,12 @@ pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], 
             QuantizeMethod::Zipcache => Some("salient"),
             QuantizeMethod::Rtn | QuantizeMethod::Kivi | QuantizeMethod::Fp8 => None,
         };
-        assert_eq!(block.beside, beside.filter(|_| packs), "{block:?}");
+        let merged = merges(policy);
+        let beside = if merged { Some("shared") } else { beside };
+        // Rows that wait to be merged are in blocks of their own, whatever their codecs.
+        if !merged || packs {
+            assert_eq!(block.beside, beside.filter(|_| packs), "{block:?}");
+        }
     }
     let sinks = policy
         .select
@@ -353,9 +388,10 @@ pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], 
     // Keys that share a scale are packed 32 at a time.
     let tile = if by_channel(quantize) { 32 } else { 1 };
     // What goes beside codes is worth it for a block of 64.
-    let least = match quantize.method {
-        QuantizeMethod::Kvquant | QuantizeMethod::Gear | QuantizeMethod::Zipcache => 64,
-        QuantizeMethod::Rtn | QuantizeMethod::Kivi | QuantizeMethod::Fp8 => 16,
+    let least = if merges(policy) || !quantize.method.codes_alone() {
+        64
+    } else {
+        16
     };
     let batch = (residual / 4).max(least).next_multiple_of(tile) + tile - 1;
     assert!(

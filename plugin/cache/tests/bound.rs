@@ -48,10 +48,16 @@ fn the_bound_of_a_long_sequence_is_near() {
             .quantize
             .as_ref()
             .is_some_and(|q| q.method == QuantizeMethod::Kivi);
+        let chooses = policy
+            .select
+            .as_ref()
+            .is_some_and(|select| !select.method.evicts());
         let near = match &policy.project {
             // All dimensions may have to be held until a prompt is whole.
             Some(_) => 2.5,
-            None if by_channel => 1.35,
+            // Bounds of pages come with the first decoded token: 32 bytes a row here, beside 256 of f16 and 80 of 4 bits.
+            _ if chooses && policy.quantize.is_some() => 1.75,
+            None if by_channel || chooses => 1.35,
             None => 1.25,
         };
         assert!(

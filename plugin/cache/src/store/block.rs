@@ -195,11 +195,15 @@ impl Block {
         self.rows = self.rows.min(rows as u32);
     }
 
+    /// Rows can be attended to from every multiple of this on.
+    pub(crate) fn step(&self) -> usize {
+        let (k, v) = self.pair.sides(self.dims);
+        k.layout.step().max(v.layout.step())
+    }
+
     /// The last row at or before `row` from which on rows can be attended to.
     pub(crate) fn cut(&self, row: usize) -> usize {
-        let (k, v) = self.pair.sides(self.dims);
-        let step = k.layout.step().max(v.layout.step());
-        row / step * step
+        row / self.step() * self.step()
     }
 
     /// Some of the rows as the kernels take them, from a cut on.

@@ -14,7 +14,7 @@ use crate::policy::{PolicyError, range};
 pub struct Select {
     /// How rows are ranked.
     pub method: SelectMethod,
-    /// Fraction of the tokens seen that stays, sinks and recent included. 0.02 ..= 1.0.
+    /// Fraction of the tokens seen that stays, or with `quest` is attended to; sinks and recent included. 0.02 ..= 1.0.
     pub budget: f64,
     /// First tokens that are never evicted. 0 ..= 128.
     #[serde(default = "Select::default_sinks")]
@@ -31,7 +31,8 @@ pub struct Select {
     /// Neighbours that a score is averaged over, itself included. Odd, 1 ..= 15, by default 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<u32>,
-    /// First layers that keep every token, beside the budget of the others. 0 ..= 16, by default 0.
+    /// First layers that keep every token, or with `quest` attend to it, beside the budget of the others. 0 ..= 16, by
+    /// default 0, with `quest` 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_layers: Option<u32>,
     /// What noise and merges are drawn from. By default 0.
@@ -96,6 +97,17 @@ pub enum Merge {
     Cam,
 }
 
+impl Merge {
+    /// Its name in a policy.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::D2o => "d2o",
+            Self::Cam => "cam",
+        }
+    }
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -119,6 +131,12 @@ macro_rules! methods {
                 match self {
                     $(Self::$variant => $name,)*
                 }
+            }
+
+            /// Whether tokens go; else they all stay, and some are attended to.
+            #[must_use]
+            pub const fn evicts(self) -> bool {
+                !matches!(self, Self::Quest)
             }
 
             /// The fields of [`Select`] that are this method's and not every method's.
@@ -155,6 +173,9 @@ methods! {
     Lagkv = "lagkv" [];
     /// `FastGen` (arXiv 2310.01801): of each head, what recovers enough of its attention to the prompt; at most the budget.
     Fastgen = "fastgen" ["recover"];
+    /// Quest (arXiv 2406.10774): everything stays; a decoded token attends to `budget` of it, the pages whose keys may give
+    /// it the largest logits.
+    Quest = "quest" ["skip_layers"];
 }
 
 impl Select {
@@ -215,6 +236,20 @@ impl Select {
             }
             range("select.beta", beta, 2, 100)?;
         }
+        if !self.method.evicts() {
+            let allowed = |value| {
+                format!(
+                    "only \"{value}\" with method {}: nothing is evicted",
+                    self.method.name()
+                )
+            };
+            if self.layers != Layers::Even {
+                return only("layers", &"\"pyramid\"", &allowed("even"));
+            }
+            if self.merge != Merge::None {
+                return only("merge", &format!("\"{}\"", self.merge.name()), &allowed("none"));
+            }
+        }
         if let Some(layers) = self.skip_layers.filter(|_| self.layers == Layers::Pyramid) {
             return only("skip_layers", &layers, "only with layers even");
         }
@@ -255,11 +290,10 @@ impl fmt::Display for Select {
         if self.heads == Heads::Adaptive {
             f.write_str(" adaptive")?;
         }
-        f.write_str(match self.merge {
-            Merge::None => "",
-            Merge::D2o => " d2o",
-            Merge::Cam => " cam",
-        })
+        if self.merge != Merge::None {
+            write!(f, " {}", self.merge.name())?;
+        }
+        Ok(())
     }
 }
 
@@ -268,6 +302,21 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
     use super::*;
+
+    #[test]
+    fn what_needs_an_eviction_is_refused_without() {
+        for rest in [
+            r#", "layers": "pyramid""#,
+            r#", "merge": "d2o""#,
+            r#", "merge": "cam""#,
+        ] {
+            let error = select(SelectMethod::Quest, rest).unwrap_err();
+            assert!(
+                error.allowed.ends_with("with method quest: nothing is evicted"),
+                "{error}"
+            );
+        }
+    }
 
     fn select(method: SelectMethod, rest: &str) -> Result<(), PolicyError> {
         let json = format!(r#"{{"method": "{}", "budget": 0.5{rest}}}"#, method.name());

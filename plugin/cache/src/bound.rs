@@ -9,7 +9,7 @@ use crate::plan::{Place, Plan};
 use crate::project;
 use crate::quantize::Beside;
 use crate::select::moments;
-use crate::store::{BLOCK_ROWS, COLUMN_ROWS, HEADER, LINE, Pair, extra_bytes};
+use crate::store::{BLOCK_ROWS, BOUNDS_HEADER, COLUMN_ROWS, HEADER, LINE, PAGE, Pair, extra_bytes};
 
 /// Bytes of one layer's K and V of `tokens` tokens in f16.
 pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
@@ -71,6 +71,11 @@ pub(crate) fn layer(
         Some(method) if method.moments() => own + moments::values(group, shape.k_dim) * size_of::<f32>(),
         _ => own,
     };
+    // A page may end early in every block.
+    let pages = plan.attended(place).map_or(0, |_| {
+        let bounds = 2 * shape.k_dim * size_of::<f32>();
+        (kept.div_ceil(PAGE) + blocks) * bounds + blocks * BOUNDS_HEADER
+    });
     // Each block's K and V end with whole cache lines. Keys that share a scale end with a whole tile, in every block that an
     // eviction may have left.
     let tile = (Layout::KeyChannels.step() - 1) * targets.packed.k.row_bytes(shape.k_dim);
@@ -87,5 +92,5 @@ pub(crate) fn layer(
         (packed_pair.v, shape.v_dim),
     );
     let padding = blocks * (HEADER + 2 * (LINE - 1) + beside) + tiles * tile;
-    shape.kv_heads * (rows + padding + positions + own) + shared
+    shape.kv_heads * (rows + padding + positions + own + pages) + shared
 }

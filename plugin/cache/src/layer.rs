@@ -146,7 +146,11 @@ impl Layer {
     /// Gets ready for a step of queries that `group` a KV head attend.
     pub(crate) fn prepare(&mut self, ledger: &Arc<Ledger>, group: usize) {
         let wanted = self.plan.method().is_some_and(|method| method.moments());
+        let chooses = self.plan.attended(self.place).is_some();
         for head in &mut self.heads {
+            if !chooses {
+                head.pages = None;
+            }
             if !wanted {
                 head.moments = None;
             } else if head.moments.is_none() {

@@ -40,7 +40,14 @@ pub(crate) fn relative_error(
         if rows == 0 {
             continue;
         }
-        head.attend(heads, 0..rows, &probe.q, &mut partial, None, &mut scratch)?;
+        head.attend(
+            heads,
+            std::slice::from_ref(&(0..rows)),
+            &probe.q,
+            &mut partial,
+            None,
+            &mut scratch,
+        )?;
         merge(heads, [&partial], &mut out).map_err(kernel)?;
         for (exact, compressed) in probe.exact.iter().zip(out.chunks_exact(heads.v_dim)) {
             for (a, b) in exact.iter().zip(compressed) {

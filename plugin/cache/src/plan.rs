@@ -6,9 +6,12 @@ use std::sync::Arc;
 use candle_core::DType;
 use cinch_hooks::LayerShape;
 use cinch_kernels::Codec;
-use cinch_protocol::{Heads, Layers, Merge, Policy, PolicyError, Project, ProjectMethod, Store};
+use cinch_protocol::{
+    Heads, Layers, Merge, Policy, PolicyError, Project, ProjectMethod, SelectMethod, Store,
+};
 
 use crate::quantize::{self, Beside, Fraction};
+use crate::select::quest::Attended;
 use crate::select::{self, Budget, Method, Statistics, pyramid};
 use crate::store::{MOST_DIM, Pair, Targets};
 
@@ -30,6 +33,9 @@ const DEFAULT_SIMILARITY: f64 = 0.8;
 
 /// Ada-KV's own safeguard (arXiv 2407.11550).
 const DEFAULT_FLOOR: f64 = 0.2;
+
+/// First layers in which Quest attends to everything (arXiv 2406.10774, section 3).
+const QUEST_SKIPS: u32 = 2;
 
 /// Where `MiniCache` begins to find layers alike (arXiv 2405.14366, section 3.2): in the middle.
 fn first_merged(project: &Project, layers: usize) -> usize {
@@ -94,7 +100,10 @@ impl Plan {
         let select = policy.select.as_ref().map(|select| SelectPlan {
             method: select::method(select),
             budget: select.budget,
-            skip_layers: select.skip_layers.unwrap_or(0) as usize,
+            skip_layers: select.skip_layers.unwrap_or(match select.method {
+                SelectMethod::Quest => QUEST_SKIPS,
+                _ => 0,
+            }) as usize,
             beta: (select.layers == Layers::Pyramid).then(|| select.beta.unwrap_or(DEFAULT_BETA)),
             floor: (select.heads == Heads::Adaptive).then(|| select.floor.unwrap_or(DEFAULT_FLOOR)),
             merge: select.merge,
@@ -122,6 +131,16 @@ impl Plan {
         })
     }
 
+    /// What a decoded token attends to in a layer; `None`: everything.
+    pub(crate) fn attended(&self, place: Place) -> Option<Attended> {
+        let select = self.select.as_ref().filter(|select| !select.method.evicts())?;
+        (place.layer >= select.skip_layers).then_some(Attended {
+            share: select.budget,
+            sinks: self.sinks,
+            recent: select.recent,
+        })
+    }
+
     /// How rows are ranked; `None`: all stay.
     pub(crate) fn method(&self) -> Option<&dyn Method> {
         self.select.as_ref().map(|select| &*select.method)
@@ -130,7 +149,7 @@ impl Plan {
     /// How many rows stay in a layer of `seen` tokens; `None`: all. A prompt that comes in chunks and is `prompt` tokens in
     /// all gets its whole budget from the first chunk on: what later chunks attend to goes only when there is no room.
     pub(crate) fn budget(&self, place: Place, seen: usize, prompt: usize) -> Option<Budget> {
-        let select = self.select.as_ref()?;
+        let select = self.evicting()?;
         if place.layer < select.skip_layers {
             return None;
         }
@@ -168,7 +187,11 @@ impl Plan {
 
     /// Decoded tokens between two evictions; `None`: never.
     pub(crate) fn interval(&self) -> Option<usize> {
-        self.select.as_ref().map(|select| select.interval)
+        self.evicting().map(|select| select.interval)
+    }
+
+    fn evicting(&self) -> Option<&SelectPlan> {
+        self.select.as_ref().filter(|select| select.method.evicts())
     }
 
     /// Whether each head has scores of its own: heads may come to hold different rows.

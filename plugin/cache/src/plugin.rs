@@ -290,6 +290,7 @@ fn beginning(method: SelectMethod) -> Option<&'static str> {
         | SelectMethod::Tova
         | SelectMethod::KeyNorm
         | SelectMethod::Keydiff
+        | SelectMethod::Quest
         | SelectMethod::Lagkv => None,
     }
 }

@@ -45,14 +45,20 @@ fn the_bound_of_a_long_sequence_is_near() {
         // Of keys by channel, every block that an eviction leaves may end with a tile that is not full.
         let by_channel = policy.quantize.as_ref().is_some_and(by_channel);
         let beside = policy.quantize.as_ref().is_some_and(|q| !q.method.codes_alone());
+        let chooses = policy
+            .select
+            .as_ref()
+            .is_some_and(|select| !select.method.evicts());
         let near = match &policy.project {
             // Nothing may be merged, where heads come to hold different tokens.
             Some(_) if merges(policy) => 2.8,
             // All dimensions may have to be held until a prompt is whole.
             Some(_) => 2.5,
             // Blocks with something beside their codes may all be of a batch of 64.
-            None if beside => 1.7,
-            None if by_channel => 1.35,
+            None if beside => 1.8,
+            // Bounds of pages come with the first decoded token: 32 bytes a row here, beside 256 of f16 and 80 of 4 bits.
+            _ if chooses && policy.quantize.is_some() => 1.75,
+            None if by_channel || chooses => 1.35,
             None => 1.25,
         };
         assert!(

@@ -34,7 +34,7 @@ fn retune_down_applies_to_what_is_stored() {
             assert_eq!(after.served[1].from_seen, 121);
             let layers = check_invariants(&plugin, &seq[0]);
             check_budget(policy, &layers, total(policy, 122), 0);
-            if policy.select.is_some() || policy.quantize.is_some() {
+            if evicts(policy) || policy.quantize.is_some() {
                 assert!(
                     after.bytes < before.bytes || start.contains("quantize"),
                     "{name}: bytes fall"
@@ -110,7 +110,7 @@ fn truncate_goes_back_as_far_as_nothing_was_evicted() {
         }
         assert!(seq[0].cache.truncate(84).is_err(), "longer than what was seen");
         let from = seq[0].cache.reachable_from();
-        assert_eq!(from, if policy.select.is_some() { 80 } else { 0 });
+        assert_eq!(from, if evicts(policy) { 80 } else { 0 });
         if from > 0 {
             let refused = seq[0].cache.truncate(from - 1).unwrap_err().to_string();
             assert!(refused.contains("80..=83"), "{refused}");
@@ -168,7 +168,7 @@ fn several_choices_are_one_request() {
 
 #[test]
 fn a_second_turn_continues_a_prefix() {
-    each(|_, policy| {
+    each(|name, policy| {
         let plugin = plugin(policy.clone());
         let mut seq = [open(&plugin, &SMALL, 1, 8)];
         step(&plugin, &SMALL, &mut seq, 70);
@@ -190,6 +190,7 @@ fn a_second_turn_continues_a_prefix() {
             *own = Quantize {
                 k_bits: own.k_bits,
                 v_bits: own.v_bits,
+                layers: own.layers.clone(),
                 ..theirs.clone()
             };
             if tight.validate().is_err() {
@@ -228,7 +229,8 @@ fn a_second_turn_continues_a_prefix() {
         let mut packed = layers[0].heads[0].blocks.iter();
         assert!(
             packed.any(|b| (b.k, b.v) == tightest),
-            "the new request's tighter policy applies to the prefix"
+            "{name}: the new request's tighter policy applies to the prefix, not {tightest:?} of {:?}",
+            layers[0].heads[0].blocks
         );
         assert_eq!(plugin.inspect(&*entry).unwrap(), first, "the entry never changes");
     });

@@ -26,7 +26,7 @@ fn any_policy(rng: &mut StdRng) -> Policy {
         let (recent, interval) = (rng.random_range(16..40), rng.random_range(1..20));
         let fields = |name: &str| method.fields().contains(&name);
         let mut own = String::new();
-        if rng.random_bool(0.3) {
+        if method.evicts() && rng.random_bool(0.3) {
             own += r#", "layers": "pyramid""#;
         }
         if fields("heads") && rng.random_bool(0.4) {
@@ -35,7 +35,10 @@ fn any_policy(rng: &mut StdRng) -> Policy {
                 rng.random_range(0.0..1.0)
             );
         }
-        if rng.random_bool(0.3) {
+        if fields("skip_layers") && !own.contains("pyramid") {
+            own += &format!(r#", "skip_layers": {}"#, rng.random_range(0..2));
+        }
+        if method.evicts() && rng.random_bool(0.3) {
             let merge = ["d2o", "cam"][rng.random_range(0..2)];
             own += &format!(r#", "merge": "{merge}""#);
         }

@@ -1,6 +1,7 @@
 //! Attention straight from tensor storage and packed blocks, in pieces that every thread takes from.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cinch_hooks::HookError;
@@ -13,6 +14,7 @@ use super::{Step, Sums, add, collect, counts, observed};
 use crate::error::kernel;
 use crate::layer::Layer;
 use crate::registry::lock;
+use crate::select::quest::{self, Runs};
 use crate::store::{Head, whole};
 
 /// What one decode piece gives.
@@ -26,6 +28,8 @@ struct Slot {
 /// A decode step's pieces and their results, reused from step to step.
 #[derive(Default)]
 struct Workspace {
+    /// What each head of each row attends to; `from` and `to` of pieces count these rows only.
+    runs: Vec<Runs>,
     pieces: Vec<Piece>,
     slots: Vec<Mutex<Slot>>,
 }
@@ -63,22 +67,61 @@ fn append(step: &Step<'_>, layers: &mut [MutexGuard<'_, Layer>]) -> Result<(), H
     Ok(())
 }
 
+/// What a decoded token attends to: all rows of each head, or those that a query chooses.
+fn choose(
+    step: &Step<'_>,
+    layers: &mut [MutexGuard<'_, Layer>],
+    runs: &mut Vec<Runs>,
+) -> Result<(), HookError> {
+    runs.clear();
+    runs.extend(
+        layers
+            .iter()
+            .flat_map(|layer| layer.heads.iter().map(|head| smallvec![0..head.kept()])),
+    );
+    let group = step.geometry.group();
+    let mut tasks = Vec::new();
+    let mut left = runs.iter_mut();
+    for (row, layer) in layers.iter_mut().enumerate() {
+        let layer: &mut Layer = layer;
+        let (attended, seen) = (layer.plan.attended(layer.place), layer.seen + 1);
+        for (kv, (head, runs)) in layer.heads.iter_mut().zip(&mut left).enumerate() {
+            tasks.extend(attended.map(|attended| (row, kv, seen, attended, head, runs)));
+        }
+    }
+    step.run_each(&mut tasks, |(row, kv, seen, attended, head, runs)| {
+        head.bound_pages()?;
+        SCRATCH.with_borrow_mut(|(q, _)| {
+            let q = step.q.heads(*row, *kv * group..(*kv + 1) * group, q);
+            **runs = quest::choose(head, q, *seen, *attended);
+        });
+        Ok(())
+    })
+}
+
 fn decode(
     step: &Step<'_>,
-    layers: &[MutexGuard<'_, Layer>],
+    layers: &mut [MutexGuard<'_, Layer>],
     workspace: &mut Workspace,
     out: &mut [f32],
 ) -> Result<Vec<Sums>, HookError> {
-    let Workspace { pieces, slots } = workspace;
+    let Workspace { runs, pieces, slots } = workspace;
+    choose(step, layers, runs)?;
+    let (runs, heads) = (&runs[..], step.geometry.shape.kv_heads);
+    let of = |row: usize, kv: usize| &runs[row * heads + kv][..];
+    let layers = &*layers;
     let heads = layers.iter().enumerate().flat_map(|(row, layer)| {
-        let heads = layer.heads.iter().enumerate();
-        heads.map(move |(kv, head)| (row, kv, head.kept()))
+        let heads = 0..layer.heads.len();
+        heads.map(move |kv| (row, kv, quest::rows(of(row, kv))))
     });
     pieces::decode(heads, step.threads(), pieces);
     for piece in pieces.iter_mut() {
         // Parts begin where tiles of packed rows do.
-        let head = &layers[piece.row].heads[piece.kv];
-        (piece.from, piece.to) = (head.cut(piece.from), head.cut(piece.to));
+        let (head, runs) = (&layers[piece.row].heads[piece.kv], of(piece.row, piece.kv));
+        (piece.from, piece.to) = (
+            quest::cut(head, runs, piece.from),
+            quest::cut(head, runs, piece.to),
+        );
     }
     if slots.len() < pieces.len() {
         slots.resize_with(pieces.len(), Mutex::default);
@@ -94,7 +137,8 @@ fn decode(
         });
         SCRATCH.with_borrow_mut(|(q, scratch)| {
             let q = step.q.heads(row, kv * group..(kv + 1) * group, q);
-            layer.heads[kv].attend(&step.heads, from..to, q, partial, weights, scratch)
+            let rows = quest::part(of(row, kv), from, to);
+            layer.heads[kv].attend(&step.heads, &rows, q, partial, weights, scratch)
         })
     })?;
     let mut done = pieces.iter().zip(slots.iter_mut().map(unlocked)).peekable();
@@ -113,7 +157,7 @@ fn decode(
             merge(&step.heads, partials.clone(), out).map_err(kernel)?;
             if counts(layer) {
                 let totals: Vec<Stat> = (0..group).map(|h| total(h, partials.clone())).collect();
-                sums.push(weights(&own, &totals, head.kept())?);
+                sums.push(weights(&own, &totals, of(row, kv), head.kept())?);
             }
         }
         all.push(collect(layer, sums));
@@ -125,9 +169,14 @@ fn unlocked(slot: &mut Mutex<Slot>) -> &mut Slot {
     slot.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One head's softmax weights, summed over its query heads.
-fn weights(pieces: &[(Piece, &mut Slot)], totals: &[Stat], rows: usize) -> Result<Vec<f32>, HookError> {
-    let mut sums = vec![0.0; rows];
+/// One head's softmax weights, summed over its query heads; those of `rows` that are not in `runs` have none.
+fn weights(
+    pieces: &[(Piece, &mut Slot)],
+    totals: &[Stat],
+    runs: &[Range<usize>],
+    rows: usize,
+) -> Result<Vec<f32>, HookError> {
+    let mut sums = vec![0.0; quest::rows(runs)];
     for (piece, slot) in pieces {
         let stats = slot.partial.stats().iter();
         let factors: Vec<f32> = stats
@@ -136,7 +185,7 @@ fn weights(pieces: &[(Piece, &mut Slot)], totals: &[Stat], rows: usize) -> Resul
             .collect();
         accumulate(&slot.weights, &factors, &mut sums[piece.from..piece.to]).map_err(kernel)?;
     }
-    Ok(sums)
+    Ok(quest::spread(sums, runs, rows))
 }
 
 struct PrefillTask<'a> {

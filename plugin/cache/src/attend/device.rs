@@ -1,14 +1,17 @@
 //! Attention through tensor operations on the tensors' own device, from the same stores. Rows are
 //! unpacked a head at a time and queries attend a tile at a time, so memory stays linear in length.
 
+use std::ops::Range;
 use std::sync::MutexGuard;
 
 use candle_core::{D, Device, Tensor};
 use cinch_hooks::HookError;
+use smallvec::smallvec;
 
 use super::cpu::finite;
 use super::{Step, Sums, add, collect, counts, observed};
 use crate::layer::Layer;
+use crate::select::quest::{self, Runs};
 
 /// Queries that attend at a time.
 const TILE: usize = 128;
@@ -28,6 +31,7 @@ pub(crate) fn attend(
         let counted = fresh > 1 || counts(layer);
         let layer: &mut Layer = layer;
         let (seen, targets) = (layer.seen, layer.targets);
+        let attended = layer.plan.attended(layer.place);
         let mut sums = Vec::with_capacity(layer.heads.len());
         for (kv, head) in layer.heads.iter_mut().enumerate() {
             let (fresh_k, fresh_v) = (step.k.rows(row, kv), step.v.rows(row, kv));
@@ -37,6 +41,19 @@ pub(crate) fn attend(
                 head.append(&targets, seen, step.k.row(row, kv, 0), step.v.row(row, kv, 0))?;
             }
             let (mut k, mut v) = head.unpack()?;
+            let mut runs: Runs = smallvec![0..head.kept()];
+            if fresh == 1
+                && let Some(attended) = attended
+            {
+                head.bound_pages()?;
+                let q: Vec<f32> = (kv * group..(kv + 1) * group)
+                    .flat_map(|head| step.q.row(row, head, 0))
+                    .copied()
+                    .collect();
+                runs = quest::choose(head, &q, seen + 1, attended);
+                k = rows_of(&k, step.heads.k_dim, &runs);
+                v = rows_of(&v, step.heads.v_dim, &runs);
+            }
             if fresh > 1 {
                 for token in 0..fresh {
                     k.extend_from_slice(step.k.row(row, kv, token));
@@ -67,12 +84,19 @@ pub(crate) fn attend(
                 }
             }
             if counted {
-                sums.push(head_sums);
+                let rows = if fresh == 1 { head.kept() } else { total };
+                sums.push(quest::spread(head_sums, &runs, rows));
             }
         }
         all.push(collect(layer, sums));
     }
     Ok((out, all))
+}
+
+/// The rows of `runs`, `dim` values each.
+fn rows_of(x: &[f32], dim: usize, runs: &[Range<usize>]) -> Vec<f32> {
+    let runs = runs.iter().flat_map(|run| &x[run.start * dim..run.end * dim]);
+    runs.copied().collect()
 }
 
 /// Normalized weights of the queries from fresh token `from` on, (queries, total).

@@ -11,7 +11,7 @@ const ROWS: usize = 512;
 /// Queries of a prefill piece at least: every tile of past rows is unpacked once a piece.
 const QUERIES: usize = 64;
 
-/// One head's share of the work: stored rows when decoding, fresh queries in a prefill.
+/// One head's share of the work: rows attended to when decoding, fresh queries in a prefill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
     /// Batch row.
@@ -22,7 +22,7 @@ pub(super) struct Piece {
     pub(super) to: usize,
 }
 
-/// Cuts the stored rows of heads (batch row, KV head, rows), each at least one, into `pieces`.
+/// Cuts the attended rows of heads (batch row, KV head, rows), each at least one, into `pieces`.
 ///
 /// A head's cuts depend on its own rows only: a request is answered alike, to the last bit, whatever runs beside it.
 pub(super) fn decode(

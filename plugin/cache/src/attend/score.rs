@@ -138,7 +138,14 @@ fn credit_prefill(
                 .flat_map(|head| step.q.row(source.row, head, token))
                 .copied()
                 .collect();
-            head.attend(&step.heads, 0..rows, &q, partial, Some(raw), scratch)?;
+            head.attend(
+                &step.heads,
+                std::slice::from_ref(&(0..rows)),
+                &q,
+                partial,
+                Some(raw),
+                scratch,
+            )?;
             let mean = |stat: &cinch_kernels::Stat| stat.factor(*stat) / group as f32;
             let factors: Vec<f32> = partial.stats().iter().map(mean).collect();
             weights.clear();

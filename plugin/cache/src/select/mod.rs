@@ -13,6 +13,7 @@ mod lagkv;
 pub(crate) mod merge;
 pub(crate) mod moments;
 pub(crate) mod pyramid;
+pub(crate) mod quest;
 mod scissorhands;
 mod snapkv;
 mod streaming;
@@ -44,6 +45,7 @@ pub(crate) fn method(select: &Select) -> Arc<dyn Method> {
         SelectMethod::Keydiff => Arc::new(keydiff::KeyDiff),
         SelectMethod::Lagkv => Arc::new(lagkv::LagKv),
         SelectMethod::Fastgen => Arc::new(fastgen::FastGen::new(select)),
+        SelectMethod::Quest => Arc::new(quest::Quest),
     }
 }
 
@@ -57,6 +59,11 @@ pub(crate) trait Method: Send + Sync {
 
     /// Whether each head keeps rows of its own choice; else all heads of a layer keep the same.
     fn per_head(&self) -> bool {
+        true
+    }
+
+    /// Whether rows go; else the budget is what a decoded token attends to.
+    fn evicts(&self) -> bool {
         true
     }
 

@@ -19,18 +19,18 @@ struct Run {
 }
 
 impl Head {
-    /// As [`cinch_kernels::Kernels::attend_decode`], over the rows from a cut on.
+    /// As [`cinch_kernels::Kernels::attend_decode`], over runs of rows from a cut on, in order.
     pub(crate) fn attend(
         &self,
         heads: &Heads,
-        rows: Range<usize>,
+        rows: &[Range<usize>],
         q: &[f32],
         partial: &mut Partial,
         weights: Option<&mut [f32]>,
         scratch: &mut Scratch,
     ) -> Result<(), HookError> {
         if self.is_plain() {
-            let segments = self.segments(rows.start, rows.end);
+            let segments = self.segments_of(rows);
             return self
                 .dims
                 .kernels
@@ -39,7 +39,7 @@ impl Head {
         }
         partial.reset(heads);
         let (mut part, mut runs) = (Partial::default(), Vec::new());
-        for (pair, plain, run) in self.runs(rows.clone()) {
+        for (pair, plain, run) in rows.iter().flat_map(|rows| self.runs(rows.clone())) {
             runs.push(self.attend_run(
                 heads,
                 (pair, plain),
@@ -53,15 +53,17 @@ impl Head {
         }
         let Some(weights) = weights else { return Ok(()) };
         // Each run's weights are relative to its own maxima.
+        let (mut at, all) = (0, weights.len() / heads.q_heads);
         for run in runs {
             for (h, (stat, total)) in run.stats.iter().zip(partial.stats()).enumerate() {
                 let factor = (stat.max - total.max).exp();
                 let from = &run.weights[h * run.rows.len()..][..run.rows.len()];
-                let to = &mut weights[h * rows.len() + run.rows.start - rows.start..][..run.rows.len()];
+                let to = &mut weights[h * all + at..][..run.rows.len()];
                 for (to, from) in to.iter_mut().zip(from) {
                     *to = factor * from;
                 }
             }
+            at += run.rows.len();
         }
         Ok(())
     }

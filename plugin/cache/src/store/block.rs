@@ -294,15 +294,19 @@ impl Block {
         self.rows = self.rows.min(rows as u32);
     }
 
-    /// The last row at or before `row` from which on rows can be attended to.
-    pub(crate) fn cut(&self, row: usize) -> usize {
-        let step = if self.is_plain() {
+    /// Rows can be attended to from every multiple of this on.
+    pub(crate) fn step(&self) -> usize {
+        if self.is_plain() {
             self.k.layout.step().max(self.v.layout.step())
         } else {
             // Unpacked whole.
             self.rows().max(1)
-        };
-        row / step * step
+        }
+    }
+
+    /// The last row at or before `row` from which on rows can be attended to.
+    pub(crate) fn cut(&self, row: usize) -> usize {
+        row / self.step() * self.step()
     }
 
     /// Some of the rows as the kernels take them, from a cut on. Of a block with nothing beside its codes.

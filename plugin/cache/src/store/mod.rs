@@ -6,6 +6,7 @@ mod bases;
 pub(crate) mod block;
 mod extra;
 pub(crate) mod ledger;
+mod pages;
 mod picked;
 mod rebuild;
 mod replace;
@@ -13,6 +14,8 @@ mod side;
 mod targets;
 pub(crate) mod twin;
 
+use std::ops::Range;
+use std::slice;
 use std::sync::Arc;
 
 use cinch_hooks::HookError;
@@ -26,6 +29,7 @@ pub(crate) use attend::whole;
 pub(crate) use block::{Block, Dims, HEADER, LINE, Pair};
 pub(crate) use extra::most_bytes as extra_bytes;
 pub(crate) use ledger::{Column, GROW as COLUMN_ROWS, Ledger};
+pub(crate) use pages::{BOUNDS_HEADER, PAGE, Pages};
 pub(crate) use rebuild::Rebuilt;
 pub(crate) use side::MOST_DIM;
 pub(crate) use targets::Targets;
@@ -56,6 +60,8 @@ pub(crate) struct Head {
     pub(crate) threshold: Option<f32>,
     /// What its attention to the prompt showed, where its method asks for that.
     pub(crate) profile: Option<Profile>,
+    /// What its pages of keys span, where its method chooses among them.
+    pub(crate) pages: Option<Pages>,
 }
 
 impl Head {
@@ -71,6 +77,7 @@ impl Head {
             bases: None,
             threshold: None,
             profile: None,
+            pages: None,
         }
     }
 
@@ -97,6 +104,7 @@ impl Head {
             + self.scores.as_ref().map_or(0, Column::bytes)
             + self.moments.as_ref().map_or(0, Column::bytes)
             + self.bases.as_ref().map_or(0, |bases| bases.bytes())
+            + self.pages.as_ref().map_or(0, Pages::bytes)
     }
 
     /// The first row of each block.
@@ -130,13 +138,24 @@ impl Head {
 
     /// Rows `from..to` as the kernels take them, from a cut on.
     pub(crate) fn segments(&self, from: usize, to: usize) -> Segments<'_> {
-        let mut start = 0;
+        self.segments_of(slice::from_ref(&(from..to)))
+    }
+
+    /// The same of several runs, in order.
+    pub(crate) fn segments_of(&self, runs: &[Range<usize>]) -> Segments<'_> {
+        let (mut start, mut next) = (0, 0);
         let mut segments = Segments::new();
         for block in &self.blocks {
             let end = start + block.rows();
-            let (first, last) = (from.max(start), to.min(end));
-            if first < last {
-                segments.push(block.segment(first - start..last - start));
+            while let Some(run) = runs.get(next) {
+                let (first, last) = (run.start.max(start), run.end.min(end));
+                if first < last {
+                    segments.push(block.segment(first - start..last - start));
+                }
+                if run.end > end {
+                    break;
+                }
+                next += 1;
             }
             start = end;
         }
@@ -164,10 +183,15 @@ impl Head {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.k)
                 .unwrap_or_default();
-            let (basis, _) = self.bases_of(block.pair());
-            bases::whole(basis, rows, |rows| block.unpack_keys(rows))?;
+            self.unpack_block_keys(block, rows)?;
         }
         Ok(k)
+    }
+
+    /// K of a block of its own in f32, in its own basis.
+    fn unpack_block_keys(&self, block: &Block, rows: &mut [f32]) -> Result<(), HookError> {
+        let (basis, _) = self.bases_of(block.pair());
+        bases::whole(basis, rows, |rows| block.unpack_keys(rows))
     }
 
     /// V of all rows in f32.
@@ -267,6 +291,9 @@ impl Head {
             let Some(block) = self.blocks.get_mut(index) else {
                 return Ok(());
             };
+            if let Some(pages) = &mut self.pages {
+                pages.forget(index);
+            }
             if Arc::get_mut(block).is_none() {
                 *block = Arc::new(block.duplicate());
             }
@@ -287,6 +314,15 @@ impl Head {
         }
         let mut left = rows;
         let mut whole = 0;
+        if let Some(pages) = &mut self.pages {
+            // The one that is cut, if any, and those behind it.
+            let mut end = 0;
+            let untouched = self.blocks.iter().take_while(|block| {
+                end += block.rows();
+                end <= rows
+            });
+            pages.truncate(untouched.count());
+        }
         while whole < self.blocks.len() && self.blocks[whole].rows() <= left {
             left -= self.blocks[whole].rows();
             whole += 1;
@@ -342,6 +378,7 @@ impl Head {
             bases: self.bases.clone(),
             threshold: self.threshold,
             profile: self.profile,
+            pages: self.pages.clone(),
         }
     }
 }

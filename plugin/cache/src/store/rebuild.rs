@@ -8,7 +8,7 @@ use cinch_hooks::HookError;
 
 use super::picked::Picked;
 use super::side::Buffers;
-use super::{BLOCK_ROWS, Block, Column, Head, Pair, Targets};
+use super::{BLOCK_ROWS, Block, Column, Head, Pages, Pair, Targets};
 use crate::quantize::Beside;
 
 /// Rows of one block that go to one place in one codec pair.
@@ -60,6 +60,7 @@ impl Head {
         let mut buffers = Buffers::default();
         let starts = self.starts();
         let mut blocks = Vec::with_capacity(groups.len());
+        let mut pages = self.pages.as_ref().map(|_| Pages::default());
         for (index, group) in groups.iter().enumerate() {
             rebuilt.transcoded += group
                 .pieces
@@ -78,6 +79,9 @@ impl Head {
                 let whole = piece.rows.len() == source.rows() && source.pair() == piece.pair;
                 if whole && (source.capacity() == capacity || index == last) {
                     blocks.push(source.clone());
+                    if let (Some(pages), Some(before)) = (&mut pages, &self.pages) {
+                        pages.push(before.of_block(piece.source));
+                    }
                     continue;
                 }
             }
@@ -95,9 +99,13 @@ impl Head {
                 &mut buffers,
             )?;
             blocks.push(Arc::new(block));
+            if let Some(pages) = &mut pages {
+                pages.push(None);
+            }
         }
         drop(groups);
         self.blocks = blocks;
+        self.pages = pages;
         self.kept = rows;
         if let Some(keep) = keep.filter(|_| rebuilt.evicted > 0) {
             match &mut self.positions {

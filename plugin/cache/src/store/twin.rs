@@ -106,7 +106,12 @@ pub(crate) fn merge(a: &mut Head, b: &mut Head) -> Result<usize, HookError> {
         };
         let (first, second) = twins_of(&a.ledger, a.dims, of_a, of_b, retained)?;
         merged += first.rows();
-        (a.blocks[ia], b.blocks[ib]) = (Arc::new(first), Arc::new(second));
+        for (head, index, twin) in [(&mut *a, ia, first), (&mut *b, ib, second)] {
+            head.blocks[index] = Arc::new(twin);
+            if let Some(pages) = &mut head.pages {
+                pages.forget(index);
+            }
+        }
     }
     Ok(merged)
 }

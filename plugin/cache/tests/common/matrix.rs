@@ -62,6 +62,21 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
                 "quantize": {"k_bits": 8, "v_bits": 8, "residual": 16}}"#,
         ),
         (
+            "quest",
+            r#"{"select": {"method": "quest", "budget": 0.4, "recent": 16, "skip_layers": 0}}"#,
+        ),
+        (
+            "quest×lowrank×k4v4 rotated",
+            r#"{"select": {"method": "quest", "budget": 0.3, "recent": 16, "skip_layers": 0},
+                "project": {"method": "lowrank", "k_rank": 24, "v_rank": 40},
+                "quantize": {"k_bits": 4, "v_bits": 4, "rotate_k": true, "residual": 16}}"#,
+        ),
+        (
+            "quest×kivi k4v4",
+            r#"{"select": {"method": "quest", "budget": 0.3, "recent": 16, "skip_layers": 1},
+                "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
             "scissorhands",
             r#"{"select": {"method": "scissorhands", "budget": 0.4, "recent": 16, "interval": 8}}"#,
         ),
@@ -233,10 +248,22 @@ pub(crate) fn each(f: impl Fn(&str, &Policy)) {
 }
 
 pub(crate) fn total(policy: &Policy, seen: usize) -> usize {
-    policy.select.as_ref().map_or(seen, |select| {
-        let share = (select.budget * seen as f64 - 1e-9).ceil() as usize;
-        share.max((select.sinks + select.recent) as usize).min(seen)
-    })
+    policy
+        .select
+        .as_ref()
+        .filter(|_| evicts(policy))
+        .map_or(seen, |select| {
+            let share = (select.budget * seen as f64 - 1e-9).ceil() as usize;
+            share.max((select.sinks + select.recent) as usize).min(seen)
+        })
+}
+
+/// Whether rows go under it.
+pub(crate) fn evicts(policy: &Policy) -> bool {
+    policy
+        .select
+        .as_ref()
+        .is_some_and(|select| select.method.evicts())
 }
 
 /// What must hold of a sequence that lived under one policy; `at` is `seen` at its last eviction.

@@ -7,7 +7,7 @@ use crate::replay::{Head, Row, wide};
 
 pub(crate) fn of(head: &Head, select: &Select, seen: usize) -> Vec<f64> {
     match select.method {
-        SelectMethod::Streaming => vec![0.0; head.rows.len()],
+        SelectMethod::Streaming | SelectMethod::Quest => vec![0.0; head.rows.len()],
         SelectMethod::H2o
         | SelectMethod::Tova
         | SelectMethod::Scissorhands

@@ -221,7 +221,7 @@ impl Layer {
     /// The lowest row goes first, of equals the earlier; where heads compete, the lowest of any head that has more than
     /// its floor.
     fn evict(&mut self, select: &Select, prefilled: bool) {
-        if self.layer < select.skip_layers.unwrap_or(0) as usize {
+        if !select.method.evicts() || self.layer < select.skip_layers.unwrap_or(0) as usize {
             return;
         }
         let budget = self.budget(select);

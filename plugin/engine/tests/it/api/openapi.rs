@@ -78,7 +78,9 @@ async fn openapi_schemas_are_the_wire_types() {
             "recover": 0.9,
             "layers": "pyramid", "beta": 9, "heads": "adaptive", "floor": 0.1, "merge": "d2o"
         },
-        "project": {"method": "lowrank", "k_rank": 32, "v_rank": 48},
+        "project": {
+            "method": "lowrank", "k_rank": 32, "v_rank": 48, "first_layer": 1, "similarity": 0.9, "retained": 0.1
+        },
         "quantize": {
             "k_bits": 4, "v_bits": 4, "rotate_k": true, "outliers": 0.01, "rank": 2, "salient": 0.4, "low_bits": 2,
             "layers": {"0-2": {"k_bits": 8}}

@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(
             fails(json!({"policy": {"select": {"methd": "h2o", "budget": 0.5}}})),
             "field `policy.select.methd`: given an unknown field, allowed `method`, `budget`, `sinks`, `recent`, `interval`, \
-             `window`, `kernel`, `skip_layers`, `seed`, `temperature`, `layers`, `beta`, `heads`, `floor`, `merge`"
+             `window`, `kernel`, `skip_layers`, `seed`, `temperature`, `recover`, `layers`, `beta`, `heads`, `floor`, `merge`"
         );
         assert_eq!(
             fails(json!({"lvl": 1})),

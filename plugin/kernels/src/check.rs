@@ -1,5 +1,7 @@
 //! Argument checks. Invariant: past them, no kernel can index out of bounds, whatever the values.
 
+use half::f16;
+
 use crate::types::Prefill;
 use crate::{Codec, ColumnSums, Heads, KernelError, Layout, Partial, Rows, RowsMut, Segment};
 
@@ -44,17 +46,18 @@ pub(crate) fn first(
     layout.check("packed bytes", (codec, dim), values / dim, bytes)
 }
 
-/// Checks a table of what codes stand for: one level a code, in order, within the codes' own range.
+/// Checks a table of what codes stand for: one level a code, in order, within the codes' own range. Products of scales and
+/// levels are exact in f32 where both are numbers of f16, so that fused and unfused sums are the same.
 pub(crate) fn levels(codec: Codec, levels: &[f32]) -> Result<(), KernelError> {
     let Some(largest) = codec.levels() else {
         return length("levels", levels.len(), 0);
     };
     length("levels", levels.len(), usize::from(largest) + 1)?;
-    let allowed = "in order, from 0 to the codec's largest code";
+    let allowed = "numbers of f16 in order, from 0 to the codec's largest code";
     let (mut least, most) = (0.0, f32::from(largest));
     for &given in levels {
         // Written so that NaN is refused.
-        if !(given >= least && given <= most) {
+        if !(given >= least && given <= most && f16::from_f32(given).to_f32() == given) {
             return Err(KernelError::Range {
                 what: "level",
                 given,

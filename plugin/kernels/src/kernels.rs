@@ -162,7 +162,7 @@ impl Kernels {
 
     /// As [`Kernels::pack_run`], but code `i` stands for `levels[i]`, not for `i`: a value is stored as the code whose
     /// `scale · level + zero` is nearest (non-uniform quantization, as in KVQuant, arXiv 2401.18079, section 3.3). `levels`
-    /// are as many as the codec has codes, in order, from 0 to its largest code.
+    /// are as many as the codec has codes, numbers that f16 has, in order, from 0 to its largest code.
     ///
     /// # Errors
     /// As [`Kernels::pack_run`]; levels that are not so, and codecs without codes.

@@ -67,6 +67,7 @@ fn pack_by(
 
 /// The code whose value is nearest; of two as near, the even one.
 fn fp8(x: f32) -> u8 {
+    let x = x.clamp(-crate::fp8::MAX, crate::fp8::MAX);
     let distance = |code: u8| (f64::from(fp8_value(code)) - f64::from(x)).abs();
     let codes = (0..0x7f).map(|code| code | (u8::from(x.is_sign_negative()) << 7));
     codes

@@ -327,3 +327,29 @@ fn bounds_follow_the_policy_and_the_rows() {
     assert!(left >= bounds, "{left} bytes went, {bounds} of them bounds");
     assert_eq!(plugin.totals().live_bytes, seq[0].cache.bytes());
 }
+
+/// Bounds of what a truncation cut off are not those of what comes in its place, as many rows as it may be.
+#[test]
+fn a_prompt_in_the_place_of_other_rows_has_bounds_of_its_own() {
+    let plugin = plugin_of(
+        r#"{"store": "exact", "select": {"method": "quest", "budget": 0.3, "recent": 16, "skip_layers": 0}}"#,
+    );
+    let mut seq = [open(&plugin, &SMALL, 1, 38)];
+    step(&plugin, &SMALL, &mut seq, 100);
+    step(&plugin, &SMALL, &mut seq, 1);
+    seq[0].text = 39;
+    for _ in 0..60 {
+        step(&plugin, &SMALL, &mut seq, 1);
+    }
+    seq[0].cache.truncate(101).unwrap();
+    (seq[0].seen, seq[0].text) = (101, 38);
+    step(&plugin, &SMALL, &mut seq, 60);
+    for _ in 0..20 {
+        let (before, token) = (check_invariants(&plugin, &seq[0]), seq[0].seen);
+        let outs = step(&plugin, &SMALL, &mut seq, 1);
+        assert_eq!(
+            compare(&before, &outs, (38, token), (0.3, 4, 16), (1e-6, 1e-4)),
+            4
+        );
+    }
+}

@@ -9,6 +9,7 @@ pub mod bench;
 mod given;
 mod ladder;
 mod layers;
+mod methods;
 mod policy;
 pub mod probe;
 mod project;

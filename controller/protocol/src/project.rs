@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::methods::{self, methods};
 use crate::policy::{PolicyError, range};
 
 /// Attention compression: rows that are packed keep fewer dimensions of K, V or both.
@@ -30,48 +31,19 @@ pub struct Project {
     pub retained: Option<f64>,
 }
 
-/// Declares the methods: a line each with its name in a policy and the fields that it has.
-macro_rules! methods {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal [$($field:literal),*];)*) => {
-        /// Methods of attention compression.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum ProjectMethod {
-            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
-        }
-
-        impl ProjectMethod {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// Its name in a policy.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// The fields of [`Project`] that it has.
-            #[must_use]
-            pub const fn fields(self) -> &'static [&'static str] {
-                match self {
-                    $(Self::$variant => &[$($field),*],)*
-                }
-            }
-        }
-    };
-}
-
 methods! {
-    /// The subspace that holds most of the prompt's own keys, or values (Eigen Attention, arXiv 2408.05646; Palu, arXiv
-    /// 2407.21118).
-    Lowrank = "lowrank" ["k_rank", "v_rank"];
-    /// The channels of K that the prompt's last queries attend with most (`ThinK`, arXiv 2407.21018).
-    Think = "think" ["k_rank"];
-    /// Rows of two adjacent layers share a direction (`MiniCache`, arXiv 2405.14366).
-    Minicache = "minicache" ["first_layer", "retained"];
-    /// Rows of two KV heads of a layer share a direction, where they are alike.
-    MergeHeads = "merge_heads" ["similarity", "retained"];
+    /// Methods of attention compression.
+    pub enum ProjectMethod {
+        /// The subspace that holds most of the prompt's own keys, or values (Eigen Attention, arXiv 2408.05646; Palu, arXiv
+        /// 2407.21118).
+        Lowrank = "lowrank" ["k_rank", "v_rank"];
+        /// The channels of K that the prompt's last queries attend with most (`ThinK`, arXiv 2407.21018).
+        Think = "think" ["k_rank"];
+        /// Rows of two adjacent layers share a direction (`MiniCache`, arXiv 2405.14366).
+        Minicache = "minicache" ["first_layer", "retained"];
+        /// Rows of two KV heads of a layer share a direction, where they are alike.
+        MergeHeads = "merge_heads" ["similarity", "retained"];
+    }
 }
 
 impl Project {
@@ -109,15 +81,7 @@ impl Project {
 
     /// Refuses a value of a field that the method does not have.
     fn own<T: fmt::Display>(&self, field: &str, given: Option<T>) -> Result<Option<T>, PolicyError> {
-        match given {
-            Some(given) if !self.method.fields().contains(&field) => {
-                let with = ProjectMethod::ALL.iter().filter(|m| m.fields().contains(&field));
-                let with: Vec<&str> = with.map(|method| method.name()).collect();
-                let allowed = format!("only with method {}", with.join(" or "));
-                Err(PolicyError::new(&format!("project.{field}"), given, &allowed))
-            }
-            given => Ok(given),
-        }
+        methods::own(self.method, ("project", field), given, "")
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::{self, LayerBits, LayerOverrides};
+use crate::methods::{self, methods};
 use crate::policy::{PolicyError, range};
 
 /// Values a group-quantized row shares a scale and a zero point among.
@@ -48,52 +49,24 @@ pub struct Quantize {
     pub residual: u32,
 }
 
-/// Declares the methods: a line each with its name in a policy and the fields that only some methods have.
-macro_rules! methods {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal [$($field:literal),*];)*) => {
-        /// Quantization methods.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-        pub enum QuantizeMethod {
-            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
-        }
-
-        impl QuantizeMethod {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// Its name in a policy.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// The fields of [`Quantize`] that are this method's and not every method's.
-            #[must_use]
-            pub const fn fields(self) -> &'static [&'static str] {
-                match self {
-                    $(Self::$variant => &[$($field),*],)*
-                }
-            }
-        }
-    };
-}
-
 methods! {
-    /// Round to nearest, asymmetric, per token in groups of 32 along the head dim, f16 scale and zero.
-    #[default]
-    Rtn = "rtn" ["rotate_k"];
-    /// KIVI (arXiv 2402.02750): K per channel over 32 tokens, V per token as `rtn`.
-    Kivi = "kivi" ["rotate_k"];
-    /// `KVQuant` (arXiv 2401.18079): as `kivi`, with levels where the values are, and outliers kept as they are.
-    Kvquant = "kvquant" ["outliers"];
-    /// GEAR (arXiv 2403.05527): as `kivi`, with a low-rank part of the error, and outliers kept as they are.
-    Gear = "gear" ["outliers", "rank"];
-    /// `ZipCache` (arXiv 2405.14256) and `MiKV` (arXiv 2402.18096): tokens that matter keep more bits than the others.
-    Zipcache = "zipcache" ["salient", "low_bits"];
-    /// FP8 E4M3, unscaled: 8 bits only.
-    Fp8 = "fp8" [];
+    /// Quantization methods.
+    #[derive(Default)]
+    pub enum QuantizeMethod {
+        /// Round to nearest, asymmetric, per token in groups of 32 along the head dim, f16 scale and zero.
+        #[default]
+        Rtn = "rtn" ["rotate_k"];
+        /// KIVI (arXiv 2402.02750): K per channel over 32 tokens, V per token as `rtn`.
+        Kivi = "kivi" ["rotate_k"];
+        /// `KVQuant` (arXiv 2401.18079): as `kivi`, with levels where the values are, and outliers kept as they are.
+        Kvquant = "kvquant" ["outliers"];
+        /// GEAR (arXiv 2403.05527): as `kivi`, with a low-rank part of the error, and outliers kept as they are.
+        Gear = "gear" ["outliers", "rank"];
+        /// `ZipCache` (arXiv 2405.14256) and `MiKV` (arXiv 2402.18096): tokens that matter keep more bits than the others.
+        Zipcache = "zipcache" ["salient", "low_bits"];
+        /// FP8 E4M3, unscaled: 8 bits only.
+        Fp8 = "fp8" [];
+    }
 }
 
 impl QuantizeMethod {
@@ -245,15 +218,7 @@ impl Quantize {
 
     /// Refuses a value of a field that the method does not have.
     fn own<T: fmt::Display>(&self, field: &str, given: Option<T>) -> Result<Option<T>, PolicyError> {
-        match given {
-            Some(given) if !self.method.fields().contains(&field) => {
-                let with = QuantizeMethod::ALL.iter().filter(|m| m.fields().contains(&field));
-                let with: Vec<&str> = with.map(|method| method.name()).collect();
-                let allowed = format!("only with method {}", with.join(" or "));
-                Err(PolicyError::new(&format!("quantize.{field}"), given, &allowed))
-            }
-            given => Ok(given),
-        }
+        methods::own(self.method, ("quantize", field), given, "")
     }
 }
 

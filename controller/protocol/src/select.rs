@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::methods::{self, methods};
 use crate::policy::{PolicyError, range};
 
 /// Which tokens stay.
@@ -112,70 +113,43 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Declares the methods: a line each with its name in a policy and the fields that only some methods have.
-macro_rules! methods {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal [$($field:literal),*];)*) => {
-        /// Selective token strategies.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum SelectMethod {
-            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
-        }
-
-        impl SelectMethod {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// Its name in a policy.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// Whether tokens go; else they all stay, and some are attended to.
-            #[must_use]
-            pub const fn evicts(self) -> bool {
-                !matches!(self, Self::Quest)
-            }
-
-            /// The fields of [`Select`] that are this method's and not every method's.
-            #[must_use]
-            pub const fn fields(self) -> &'static [&'static str] {
-                match self {
-                    $(Self::$variant => &[$($field),*],)*
-                }
-            }
-        }
-    };
+methods! {
+    /// Selective token strategies.
+    pub enum SelectMethod {
+        /// `StreamingLLM` (arXiv 2309.17453): sinks and the most recent tokens.
+        Streaming = "streaming" [];
+        /// H2O (arXiv 2306.14048): heavy hitters by accumulated attention, and the most recent tokens.
+        H2o = "h2o" ["heads"];
+        /// TOVA (arXiv 2401.06104): what the last query attends to most, the same tokens in all heads of a layer.
+        Tova = "tova" [];
+        /// `SnapKV` (arXiv 2404.14469): what the last queries attend to most, smoothed over neighbours.
+        Snapkv = "snapkv" ["window", "kernel", "heads"];
+        /// Scissorhands (arXiv 2305.17118): tokens that the last queries attend to more than to the average one.
+        Scissorhands = "scissorhands" ["window", "heads"];
+        /// Keyformer (arXiv 2403.09054): accumulated attention, with noise and a temperature that rises.
+        Keyformer = "keyformer" ["seed", "temperature", "heads"];
+        /// Expected Attention (arXiv 2510.00636): the weight that queries like those so far would give.
+        ExpectedAttention = "expected_attention" ["heads"];
+        /// Key norm (arXiv 2406.11430): keys of the smallest norm.
+        KeyNorm = "key_norm" ["skip_layers"];
+        /// `KeyDiff` (arXiv 2504.15364): keys least like the mean key.
+        Keydiff = "keydiff" [];
+        /// `LagKV` (arXiv 2504.04704): tokens that stand out against the partition that follows theirs.
+        Lagkv = "lagkv" [];
+        /// `FastGen` (arXiv 2310.01801): of each head, what recovers enough of its attention to the prompt; at most the budget.
+        Fastgen = "fastgen" ["recover"];
+        /// Quest (arXiv 2406.10774): everything stays; a decoded token attends to `budget` of it, the pages whose keys may give
+        /// it the largest logits.
+        Quest = "quest" ["skip_layers"];
+    }
 }
 
-methods! {
-    /// `StreamingLLM` (arXiv 2309.17453): sinks and the most recent tokens.
-    Streaming = "streaming" [];
-    /// H2O (arXiv 2306.14048): heavy hitters by accumulated attention, and the most recent tokens.
-    H2o = "h2o" ["heads"];
-    /// TOVA (arXiv 2401.06104): what the last query attends to most, the same tokens in all heads of a layer.
-    Tova = "tova" [];
-    /// `SnapKV` (arXiv 2404.14469): what the last queries attend to most, smoothed over neighbours.
-    Snapkv = "snapkv" ["window", "kernel", "heads"];
-    /// Scissorhands (arXiv 2305.17118): tokens that the last queries attend to more than to the average one.
-    Scissorhands = "scissorhands" ["window", "heads"];
-    /// Keyformer (arXiv 2403.09054): accumulated attention, with noise and a temperature that rises.
-    Keyformer = "keyformer" ["seed", "temperature", "heads"];
-    /// Expected Attention (arXiv 2510.00636): the weight that queries like those so far would give.
-    ExpectedAttention = "expected_attention" ["heads"];
-    /// Key norm (arXiv 2406.11430): keys of the smallest norm.
-    KeyNorm = "key_norm" ["skip_layers"];
-    /// `KeyDiff` (arXiv 2504.15364): keys least like the mean key.
-    Keydiff = "keydiff" [];
-    /// `LagKV` (arXiv 2504.04704): tokens that stand out against the partition that follows theirs.
-    Lagkv = "lagkv" [];
-    /// `FastGen` (arXiv 2310.01801): of each head, what recovers enough of its attention to the prompt; at most the budget.
-    Fastgen = "fastgen" ["recover"];
-    /// Quest (arXiv 2406.10774): everything stays; a decoded token attends to `budget` of it, the pages whose keys may give
-    /// it the largest logits.
-    Quest = "quest" ["skip_layers"];
+impl SelectMethod {
+    /// Whether tokens go; else they all stay, and some are attended to.
+    #[must_use]
+    pub const fn evicts(self) -> bool {
+        !matches!(self, Self::Quest)
+    }
 }
 
 impl Select {
@@ -267,16 +241,8 @@ impl Select {
 
     /// Refuses a value of a field that the method does not have.
     fn own<T: fmt::Display>(&self, field: &str, given: Option<T>) -> Result<Option<T>, PolicyError> {
-        match given {
-            Some(given) if !self.method.fields().contains(&field) => {
-                let with = SelectMethod::ALL.iter().filter(|m| m.fields().contains(&field));
-                let with: Vec<&str> = with.map(|method| method.name()).collect();
-                let merge = if field == "seed" { " or with merge cam" } else { "" };
-                let allowed = format!("only with method {}{merge}", with.join(" or "));
-                Err(PolicyError::new(&format!("select.{field}"), given, &allowed))
-            }
-            given => Ok(given),
-        }
+        let or = if field == "seed" { " or with merge cam" } else { "" };
+        methods::own(self.method, ("select", field), given, or)
     }
 }
 

@@ -36,13 +36,13 @@ pub(crate) fn layer(
         (Some(budget), Some(interval)) => (budget.total + interval).min(tokens),
         _ => tokens,
     };
-    // Rows in full precision, and room that was opened for rows to come: a window that is about to be packed
-    // and the block behind it.
     // Blocks with something beside their codes are not filled up.
     let smallest = match targets.packed.beside {
         Beside::Nothing => BLOCK_ROWS,
         _ => targets.batch().min(BLOCK_ROWS),
     };
+    // Rows in full precision, and room that was opened for rows to come: a window that is about to be packed
+    // and the block behind it.
     let (full, packed, blocks) = if targets.packs() {
         let full = targets.sinks.min(kept) + 2 * targets.tail_capacity();
         (
@@ -84,12 +84,11 @@ pub(crate) fn layer(
         Some(_) => blocks,
         None => 1,
     };
-    let packed_pair = targets.packed;
     let beside = extra_bytes(
-        packed_pair.beside,
+        targets.packed.beside,
         packed.div_ceil(blocks.max(1)),
-        (packed_pair.k, shape.k_dim),
-        (packed_pair.v, shape.v_dim),
+        (targets.packed.k, shape.k_dim),
+        (targets.packed.v, shape.v_dim),
     );
     let padding = blocks * (HEADER + 2 * (LINE - 1) + beside) + tiles * tile;
     shape.kv_heads * (rows + padding + positions + own + pages) + shared

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Kernels, Segment};
 
-use super::extra::{Extra, Extras};
+use super::extra::Extras;
 use super::ledger::{Charge, Ledger};
 use super::pair::{Dims, Pair};
 use super::picked::Picked;
@@ -120,15 +120,9 @@ impl Block {
             gather(kernels, k_side, keys, rows, k, buffers)?;
             gather(kernels, v_side, values, rows, v, buffers)?;
         } else {
-            let pack = |side, codec, values, to| {
-                Extra::pack(kernels, (side, codec), pair.beside, &marks, values, to)
-            };
-            let extras = Extras {
-                k: pack(k_side, pair.k, moved(kernels, k_side, keys)?, k)?,
-                v: pack(v_side, pair.v, moved(kernels, v_side, values)?, v)?,
-                marks,
-                twin: None,
-            };
+            let sides = (k_side, v_side);
+            let rows = (moved(kernels, k_side, keys)?, moved(kernels, v_side, values)?);
+            let extras = Extras::pack(kernels, pair, sides, marks, rows, (k, v))?;
             block.set_extras(extras);
         }
         (block.rows, block.filled) = (rows as u32, rows as u32);

@@ -5,13 +5,14 @@ use cinch_hooks::HookError;
 use cinch_kernels::{Codec, Kernels, Layout};
 use half::f16;
 
+use super::pair::Pair;
 use super::side::Side;
 use super::twin::{self, Twin};
 use crate::error::kernel;
 use crate::quantize::gear::LowRank;
 use crate::quantize::outliers::{self, Outlier};
 use crate::quantize::zipcache::{self, Marks};
-use crate::quantize::{Beside, bits, kvquant};
+use crate::quantize::{Beside, Fraction, bits, kvquant};
 
 /// What a block holds beside the codes of K and V.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +42,25 @@ struct Salient {
 }
 
 impl Extras {
+    /// Packs rows of K and V to `to`, and what goes beside them.
+    pub(super) fn pack(
+        kernels: Kernels,
+        pair: Pair,
+        sides: (Side, Side),
+        marks: Marks,
+        (k, v): (Vec<f32>, Vec<f32>),
+        to: (&mut [u8], &mut [u8]),
+    ) -> Result<Self, HookError> {
+        let pack =
+            |side, codec, values, to| Extra::pack(kernels, (side, codec), pair.beside, &marks, values, to);
+        Ok(Self {
+            k: pack(sides.0, pair.k, k, to.0)?,
+            v: pack(sides.1, pair.v, v, to.1)?,
+            marks,
+            twin: None,
+        })
+    }
+
     /// Bytes allocated, without what is shared.
     pub(super) fn own_bytes(&self) -> usize {
         let twin = self.twin.as_ref().map_or(0, Twin::own_bytes);
@@ -83,7 +103,7 @@ impl Extras {
 
 impl Extra {
     /// Packs rows of `values` to `to`, and what goes beside them. `codec` is the pair's own; `side` is how codes lie.
-    pub(super) fn pack(
+    fn pack(
         kernels: Kernels,
         (side, codec): (Side, Codec),
         beside: Beside,
@@ -211,8 +231,7 @@ impl Extra {
 /// The most that a block of `rows` rows holds beside its codes; `k` and `v` are the pair's codecs.
 pub(crate) fn most_bytes(beside: Beside, rows: usize, k: (Codec, usize), v: (Codec, usize)) -> usize {
     let side = |(codec, dim): (Codec, usize)| {
-        let outlying =
-            |outliers: crate::quantize::Fraction| (outliers.of(rows * dim) + 1) * size_of::<Outlier>();
+        let outlying = |outliers: Fraction| (outliers.of(rows * dim) + 1) * size_of::<Outlier>();
         match beside {
             Beside::Shared { retained } => twin::most_bytes(retained, rows, codec.row_bytes(dim)),
             _ if bits(codec) >= 16 => 0,

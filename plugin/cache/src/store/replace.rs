@@ -3,7 +3,7 @@
 use cinch_hooks::HookError;
 use cinch_kernels::Kernels;
 
-use super::extra::{Extra, Extras};
+use super::extra::Extras;
 use super::side::Side;
 use super::{Block, Dims};
 use crate::error::kernel;
@@ -46,23 +46,13 @@ impl Block {
         if self.is_twin() {
             return self.part_with(all_k, all_v);
         }
-        let (to_k, to_v) = self.bytes_mut();
         let [all_k, all_v] = values;
-        let marks = extras.marks;
-        let pack =
-            |side, codec, values, to| Extra::pack(kernels, (side, codec), pair.beside, &marks, values, to);
-        let extras = Extras {
-            k: pack(k_side, pair.k, all_k, to_k)?,
-            v: pack(v_side, pair.v, all_v, to_v)?,
-            marks,
-            twin: None,
-        };
+        let (sides, marks) = ((k_side, v_side), extras.marks);
+        let extras = Extras::pack(kernels, pair, sides, marks, (all_k, all_v), self.bytes_mut())?;
         self.set_extras(extras);
         Ok(())
     }
-}
 
-impl Block {
     /// Makes a twin a block of rows of its own, which wait to be merged again.
     fn part_with(&mut self, k: &[f32], v: &[f32]) -> Result<(), HookError> {
         let (kernels, k_side, v_side) = (self.kernels, self.k, self.v);

@@ -122,6 +122,17 @@ fn everything_measured_is_on_the_page() {
             }
         }
     }
+
+    let matrix = rows("matrix");
+    assert_eq!(matrix.len(), 1 + points.len());
+    for (row, point) in matrix[1..].iter().zip(&by_bytes) {
+        assert_eq!(row[0], point["name"].as_str().unwrap());
+        assert_eq!(row.len(), 3 + tasks.len(), "bytes, text and each task: {row:?}");
+        let safe = row[2..].iter().filter(|verdict| *verdict == "safe").count();
+        let kl = number(point, "/quality/kl_mean/value").unwrap();
+        assert!(kl > 0.0 || safe == 1 + tasks.len(), "nothing is lost: {row:?}");
+        assert!(kl < 0.1 || row[2] != "safe", "{kl}: {row:?}");
+    }
     assert_eq!(outside(&browser, &page), [""; 0]);
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::figures::Estimate;
 use super::heat;
 use super::ladder::inline;
+use super::matrix;
 use super::plot::escaped;
 use super::plots;
 use super::report::{Point, Report};
@@ -26,6 +27,7 @@ pub(super) fn render(report: &Report) -> String {
     policies(&mut out, report);
     speeds(&mut out, report);
     heat::tasks(&mut out, report);
+    matrix::matrix(&mut out, report);
     ladder(&mut out, report);
     out += "</body>\n</html>\n";
     out

@@ -12,6 +12,7 @@ mod heat;
 mod html;
 mod jobs;
 mod ladder;
+mod matrix;
 mod options;
 mod plot;
 mod plots;

@@ -28,20 +28,39 @@ thread_local! {
 #[derive(Debug, Clone, Copy)]
 pub struct Matmul {
     kernels: Kernels,
+    /// Whether candle repacks some weights on this CPU.
+    repacks: bool,
 }
 
 impl Matmul {
     /// With these kernels; `None` where candle's own code is as good.
     #[must_use]
     pub fn new(kernels: Kernels) -> Option<Self> {
-        kernels.has_q8_0().then_some(Self { kernels })
+        kernels.has_q8_0().then_some(Self {
+            kernels,
+            repacks: repacks(),
+        })
+    }
+
+    /// Whether candle multiplies weights of this shape row by row. Others it repacks, with activations in blocks of
+    /// 256: other bits, and as fast.
+    fn by_rows(self, n: usize, k: usize) -> bool {
+        let repacked = self.repacks && k.is_multiple_of(256) && n.is_multiple_of(16);
+        k > 0 && n > 0 && k.is_multiple_of(32) && !repacked
     }
 }
 
-/// Whether candle multiplies weights of this shape row by row. Others it repacks, with activations in blocks of 256:
-/// other bits, and as fast.
-fn by_rows(n: usize, k: usize) -> bool {
-    k > 0 && n > 0 && k.is_multiple_of(32) && !(k.is_multiple_of(256) && n.is_multiple_of(16))
+/// Whether candle repacks Q8_0 on this CPU: with an integer dot product of unsigned by signed bytes only.
+fn repacks() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni"))
+            || is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        true
+    }
 }
 
 impl QuantizedMatmul for Matmul {
@@ -56,7 +75,7 @@ impl QuantizedMatmul for Matmul {
             && dims.len() >= 2
             && dims.last() == Some(&k)
             && x.elem_count() > 0
-            && by_rows(n, k);
+            && self.by_rows(n, k);
         if !taken {
             return Ok(None);
         }

@@ -2,6 +2,7 @@
 //! run, so having one is the proof that calls through it need no further check.
 
 use crate::generic::{self, Leveled};
+use crate::q8_0::Product;
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
 use crate::{
@@ -87,12 +88,21 @@ impl Kernels {
         NAMES.iter().filter_map(|name| Self::forced(name).ok()).collect()
     }
 
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn avx512(self) -> Option<Avx512> {
+    /// The product by an implementation's own code; false where it has none.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "only x86-64 has some")
+    )]
+    pub(crate) fn own_q8_0(self, product: &Product<'_>, out: &mut [&mut [f32]]) -> bool {
         match self.0 {
-            Isa::Avx512(proof) => Some(proof),
-            _ => None,
+            Isa::Scalar | Isa::Portable(_) => return false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.q8_0_matmul(product, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.q8_0_matmul(product, out),
         }
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unreachable_code, reason = "likewise"))]
+        true
     }
 
     /// The name, as in configs and reports.

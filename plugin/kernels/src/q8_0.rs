@@ -116,7 +116,7 @@ impl Kernels {
     /// Whether [`q8_0_matmul`](Self::q8_0_matmul) is faster here than what it replaces.
     #[must_use]
     pub fn has_q8_0(self) -> bool {
-        self.name() == "avx512"
+        matches!(self.name(), "avx2" | "avx512")
     }
 
     /// Products of `rows` of `activations` (from an even one on) with `columns` of `weights`.
@@ -158,12 +158,9 @@ impl Kernels {
             columns,
             pairs: rows.start / 2..rows.end.div_ceil(2),
         };
-        #[cfg(target_arch = "x86_64")]
-        if let Some(avx512) = self.avx512() {
-            avx512.q8_0_matmul(&product, out);
-            return Ok(());
+        if !self.own_q8_0(&product, out) {
+            scalar(&product, out);
         }
-        scalar(&product, out);
         Ok(())
     }
 }

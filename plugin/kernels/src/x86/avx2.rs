@@ -1,5 +1,7 @@
 //! AVX2, FMA and F16C (Haswell and Zen on): a vector is two registers.
 
+mod q8_0;
+
 use std::arch::x86_64::*;
 
 use half::f16;

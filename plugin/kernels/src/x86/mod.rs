@@ -47,6 +47,15 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+/// A sum's eight lanes, added in the order of [`crate::q8_0`]: `((0+4)+(2+6)) + ((1+5)+(3+7))`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lanes(x: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+}
+
 /// Asks for every cache line of `bytes`.
 #[inline(always)]
 fn prefetch(bytes: &[u8]) {

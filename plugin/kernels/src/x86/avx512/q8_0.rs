@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::super::lanes;
 use super::Avx512;
 use crate::q8_0::{BLOCK, CODES, Product};
 
@@ -147,15 +148,6 @@ fn single(product: &Product<'_>, column: usize) -> f32 {
         acc = _mm256_fmadd_ps(_mm256_mul_ps(scale, scales), _mm256_cvtepi32_ps(sum), acc);
     }
     lanes(acc)
-}
-
-/// `((0+4)+(2+6)) + ((1+5)+(3+7))`.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn lanes(x: __m256) -> f32 {
-    let x = _mm_add_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x));
-    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
 const _: () = assert!(CODES == 32 && BLOCK == 34);

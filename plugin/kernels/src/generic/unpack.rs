@@ -5,7 +5,7 @@ use half::f16;
 
 use crate::codec::{GROUP, PARAM_BYTES};
 use crate::scalar;
-use crate::simd::{LANES, Simd};
+use crate::simd::{Bf16, Chunk, F16, LANES, Simd};
 use crate::{Codec, KernelError, check, fp8};
 
 /// See [`crate::Kernels::unpack`].
@@ -38,19 +38,13 @@ pub(super) fn rows<S: Simd>(s: S, codec: Codec, dim: usize, src: &[u8], dst: &mu
         }
         Codec::F16 => {
             for (src, dst) in rows {
-                halves(
-                    s,
-                    src,
-                    &mut dst[..dim],
-                    |s, x| s.f16s(x),
-                    |x| f16::from_le_bytes(x).to_f32(),
-                );
+                halves::<S, F16>(s, src, &mut dst[..dim], |x| f16::from_le_bytes(x).to_f32());
             }
         }
         Codec::Bf16 => {
             for (src, dst) in rows {
                 let one = |x| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16);
-                halves(s, src, &mut dst[..dim], |s, x| s.bf16s(x), one);
+                halves::<S, Bf16>(s, src, &mut dst[..dim], one);
             }
         }
         Codec::Fp8 => {
@@ -60,39 +54,38 @@ pub(super) fn rows<S: Simd>(s: S, codec: Codec, dim: usize, src: &[u8], dst: &mu
         }
         Codec::Int8 => {
             for (src, dst) in rows {
-                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes8(group));
+                groups::<S, Int8, 32>(s, codec, src, &mut dst[..dim]);
             }
         }
         Codec::Int4 => {
             for (src, dst) in rows {
-                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes4(group));
+                groups::<S, Int4, 16>(s, codec, src, &mut dst[..dim]);
             }
         }
         Codec::Int3 => {
             for (src, dst) in rows {
-                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes3(group));
+                groups::<S, Int3, 12>(s, codec, src, &mut dst[..dim]);
             }
         }
         Codec::Int2 => {
             for (src, dst) in rows {
-                groups(s, codec, src, &mut dst[..dim], |s, group| s.codes2(group));
+                groups::<S, Int2, 8>(s, codec, src, &mut dst[..dim]);
             }
         }
     }
 }
 
 #[inline(always)]
-fn halves<S: Simd>(
+fn halves<S: Simd, C: Chunk<Data = [u8; 2 * LANES]>>(
     s: S,
     src: &[u8],
     dst: &mut [f32],
-    many: impl Fn(S, &[u8; 2 * LANES]) -> S::V,
     one: impl Fn([u8; 2]) -> f32,
 ) {
     let (chunks, rest) = src.as_chunks();
     let (out, out_rest) = dst.as_chunks_mut();
     for (out, bytes) in out.iter_mut().zip(chunks) {
-        s.store(many(s, bytes), out);
+        s.store(C::get(s, bytes), out);
     }
     for (x, bytes) in out_rest.iter_mut().zip(rest.as_chunks().0) {
         *x = one(*bytes);
@@ -116,27 +109,58 @@ fn eighths<S: Simd>(s: S, src: &[u8], dst: &mut [f32]) {
     }
 }
 
+/// Codes of a full group of `B` bytes, as numbers. A trait, not a closure: see [`gemm`](super::math::gemm).
+trait Codes<const B: usize> {
+    fn codes<S: Simd>(s: S, group: &[u8; B]) -> [S::V; 2];
+}
+
+struct Int8;
+struct Int4;
+struct Int3;
+struct Int2;
+
+impl Codes<32> for Int8 {
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, group: &[u8; 32]) -> [S::V; 2] {
+        s.codes8(group)
+    }
+}
+
+impl Codes<16> for Int4 {
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, group: &[u8; 16]) -> [S::V; 2] {
+        s.codes4(group)
+    }
+}
+
+impl Codes<12> for Int3 {
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, group: &[u8; 12]) -> [S::V; 2] {
+        s.codes3(group)
+    }
+}
+
+impl Codes<8> for Int2 {
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, group: &[u8; 8]) -> [S::V; 2] {
+        s.codes2(group)
+    }
+}
+
 /// A row of codes in groups of `B` bytes.
 #[inline(always)]
-fn groups<S: Simd, const B: usize>(
-    s: S,
-    codec: Codec,
-    src: &[u8],
-    dst: &mut [f32],
-    codes: impl Fn(S, &[u8; B]) -> [S::V; 2],
-) {
+fn groups<S: Simd, C: Codes<B>, const B: usize>(s: S, codec: Codec, src: &[u8], dst: &mut [f32]) {
     let (bytes, params) = src.split_at(codec.code_bytes(dst.len()));
     let params = params.as_chunks::<PARAM_BYTES>().0;
     let (groups, rest) = dst.as_chunks_mut::<GROUP>();
-    for ((out, bytes), params) in groups.iter_mut().zip(bytes.as_chunks::<B>().0).zip(params) {
-        let (scale, zero) = parameters(s, params);
-        let [a, b] = codes(s, bytes);
-        let (low, high) = out.split_at_mut(LANES);
-        for (out, code) in [(low, a), (high, b)] {
-            if let Some(out) = out.first_chunk_mut() {
-                s.store(s.madd(s.splat(scale), code, s.splat(zero)), out);
-            }
-        }
+    let full = bytes.as_chunks::<B>().0;
+    for (g, out) in groups.iter_mut().enumerate() {
+        let (scale, zero) = parameters(s, &params[g]);
+        let (scale, zero) = (s.splat(scale), s.splat(zero));
+        let [a, b] = C::codes(s, &full[g]);
+        let (halves, _) = out.as_chunks_mut::<LANES>();
+        s.store(s.madd(scale, a, zero), &mut halves[0]);
+        s.store(s.madd(scale, b, zero), &mut halves[1]);
     }
     if let (false, Some(params)) = (rest.is_empty(), params.last()) {
         let (scale, zero) = parameters(s, params);

@@ -140,7 +140,9 @@ impl Simd for Avx2 {
     fn sums(self, v: [V; 4]) -> [f32; 4] {
         // SAFETY: see above; the array has the 16 bytes that are stored.
         unsafe {
-            let [a, b, c, d] = v.map(|v| _mm256_add_ps(v[0], v[1]));
+            let [a, b, c, d] = v;
+            let (a, b) = (_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]));
+            let (c, d) = (_mm256_add_ps(c[0], c[1]), _mm256_add_ps(d[0], d[1]));
             let x = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
             let mut out = [0.0; 4];
             let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
@@ -171,17 +173,26 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn codes4(self, group: &[u8; 16]) -> [V; 2] {
         // SAFETY: see above.
-        unsafe { super::codes4(group).map(|x| numbers(x)) }
+        unsafe {
+            let [a, b] = super::codes4(group);
+            [numbers(a), numbers(b)]
+        }
     }
     #[inline(always)]
     fn codes3(self, group: &[u8; 12]) -> [V; 2] {
         // SAFETY: see above.
-        unsafe { super::codes3(group).map(|x| numbers(x)) }
+        unsafe {
+            let [a, b] = super::codes3(group);
+            [numbers(a), numbers(b)]
+        }
     }
     #[inline(always)]
     fn codes2(self, group: &[u8; 8]) -> [V; 2] {
         // SAFETY: see above.
-        unsafe { super::codes2(group).map(|x| numbers(x)) }
+        unsafe {
+            let [a, b] = super::codes2(group);
+            [numbers(a), numbers(b)]
+        }
     }
     #[inline(always)]
     fn zip(self, rows: [[u8; 16]; 4]) -> [u8; 64] {
@@ -211,9 +222,10 @@ impl Simd for Avx2 {
         let mut out = [0; 2 * LANES];
         // SAFETY: see above.
         unsafe {
-            let x = v.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), x[0]);
-            _mm_storeu_si128(out.as_mut_ptr().add(16).cast(), x[1]);
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), low);
+            _mm_storeu_si128(out.as_mut_ptr().add(16).cast(), high);
         }
         out
     }

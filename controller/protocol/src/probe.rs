@@ -1,5 +1,6 @@
 //! Plans for `cinch probe` and its reports: prompts in, every step's logits (or their hashes) out.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,21 @@ pub struct Plan {
     /// Where to write every step's logits, f32 little endian, run after run; absent: only hashes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<PathBuf>,
+    /// What attention is given in some layers, written to a file; absent: nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Capture>,
+}
+
+/// Queries, keys and values of a plan's only run, as attention is given them (RoPE is applied).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capture {
+    /// Where to, safetensors. Of each layer `N`: `q.N` (query heads, tokens, k_dim), `k.N` (KV heads, tokens, k_dim) and `v.N`
+    /// (KV heads, tokens, v_dim) in the activations' dtype, `scale.N` (f32, what multiplies q·k) and, where logits are
+    /// capped, `softcap.N` (f32). `fresh` (u32): the tokens of each step, chunks of the prompt first.
+    pub file: PathBuf,
+    /// Which layers, counted from 0 among those that are managed.
+    pub layers: BTreeSet<usize>,
 }
 
 /// One request.

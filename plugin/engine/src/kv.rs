@@ -11,6 +11,7 @@ use cinch_cache::{
     Assignment, ErrorSample, Matmul, Observer, Plugin, PluginSettings, RequestSnapshot,
     RequestState as PluginState, RetuneError, RetuneReceipt,
 };
+use cinch_hooks::CachePolicy;
 use cinch_kernels::Kernels;
 use cinch_protocol::{Policy, RequestState, RequestView, RetuneReport, Served, ServedCache, ServedWith};
 use tracing::info;
@@ -134,11 +135,22 @@ impl Kv {
     /// # Errors
     /// A plugin is installed already.
     pub fn install(&self) -> Result<(), cinch_hooks::HookError> {
+        self.install_as(|plugin| plugin)
+    }
+
+    /// Installs what `wrap` makes of the plugin in its place.
+    ///
+    /// # Errors
+    /// As [`install`](Self::install).
+    pub fn install_as(
+        &self,
+        wrap: impl FnOnce(Arc<dyn CachePolicy>) -> Arc<dyn CachePolicy>,
+    ) -> Result<(), cinch_hooks::HookError> {
         if let Some(matmul) = self.matmul {
             cinch_hooks::install_matmul(Arc::new(matmul))?;
         }
         match &self.plugin {
-            Some(plugin) => cinch_hooks::install(plugin.clone()),
+            Some(plugin) => cinch_hooks::install(wrap(plugin.clone())),
             None => Ok(()),
         }
     }

@@ -9,6 +9,7 @@ pub mod admission;
 pub mod api;
 pub mod architecture;
 pub mod bench;
+pub mod capture;
 pub mod classes;
 pub mod cli;
 pub mod config;

@@ -16,11 +16,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::capture::Capturing;
 use crate::config::{ConfigError, ModelKind, Settings};
 use crate::fields::FieldFault;
 use crate::model::{self, EndOfText, ModelError};
 use crate::state::{App, Phase, SetupError};
-use crate::{api, fingerprint, keeper, probe, serve as openai};
+use crate::{api, capture, fingerprint, keeper, probe, serve as openai};
 
 /// What cancelled answers get to reach their clients.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -134,7 +135,17 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
     fingerprint::check_ladder(&settings)?;
     let run = async {
         let app = App::new(settings)?;
-        app.kv.install()?;
+        let wanted = capture::wanted(&plan).map_err(failed)?;
+        if wanted.is_some() && !app.kv.on() {
+            return Err(FieldFault::new("kv.plugin", "off", "on, for a plan with capture").into());
+        }
+        let mut capturing = None;
+        app.kv.install_as(|plugin| match wanted {
+            None => plugin,
+            Some(wanted) => capturing
+                .insert(Arc::new(Capturing::new(plugin, wanted.clone())))
+                .clone(),
+        })?;
         let end = if plan.timing {
             EndOfText::Ignored
         } else {
@@ -148,9 +159,15 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
             if let Err(refusal) = app.kv.assign(id, "default", choice.clone(), false) {
                 warn!("request {id}: {}", refusal.0.detail);
             }
+            if let Some(capturing) = &capturing {
+                capturing.follow(id);
+            }
         };
         let report = probe::run_with(loaded.mistralrs, &plan, assign).await;
         let mut report = report.map_err(failed)?;
+        if let Some(capturing) = &capturing {
+            capturing.save().map_err(failed)?;
+        }
         report.dtype = Some(loaded.dtype.as_str().to_owned());
         report.kv_peak_bytes = app.kv.on().then(|| app.kv.totals().peak_bytes);
         Ok::<_, RunError>(report)

@@ -24,6 +24,9 @@ use recorder::{Clock, Recorder, Step};
 /// # Errors
 /// An engine's refusal, with its message; a file that can't be written.
 pub async fn run(engine: Arc<MistralRs>, plan: &Plan) -> Result<Report> {
+    if plan.capture.is_some() {
+        bail!("capture: given, allowed where a policy is installed");
+    }
     run_with(engine, plan, |_| {}).await
 }
 

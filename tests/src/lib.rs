@@ -10,5 +10,5 @@ mod recording;
 pub mod schema;
 
 pub use cpu::cpu_key;
-pub use plan::{STEPS, fidelity_runs, second_turn, six_requests};
+pub use plan::{STEPS, capture, fidelity_runs, second_turn, six_requests};
 pub use recording::{Recorded, Recording, mismatch};

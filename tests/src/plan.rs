@@ -1,6 +1,8 @@
 //! The runs that recordings and tests are made of.
 
-use cinch_protocol::probe::{Run, RunReport};
+use std::path::PathBuf;
+
+use cinch_protocol::probe::{Capture, Plan, Run, RunReport};
 
 /// New tokens of a fidelity run.
 pub const STEPS: usize = 64;
@@ -39,6 +41,20 @@ pub fn fidelity_runs(text: &str) -> Vec<Run> {
             Run::greedy(format!("p{i:02}"), prompt, STEPS)
         })
         .collect()
+}
+
+/// What the cache's oracles take rows of a real model from: about 700 tokens and 32 decoded ones, at the first layer of 30,
+/// two in the middle and the last.
+#[must_use]
+pub fn capture(text: &str, file: PathBuf) -> Plan {
+    Plan {
+        groups: vec![vec![Run::greedy("captured", stretch(text, 0.2, 3200), 33)]],
+        capture: Some(Capture {
+            file,
+            layers: [0, 14, 15, 29].into(),
+        }),
+        ..Plan::default()
+    }
 }
 
 /// Six requests of about 200 to 500 tokens.

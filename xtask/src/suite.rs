@@ -3,15 +3,24 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::process::{self, cargo};
 use crate::step::Step;
 use crate::workspace::Workspace;
-use crate::{controller, engine, model, text};
+use crate::{controller, engine, model, plain, text};
 
 /// The package whose integration tests drive the real engine.
 const END_TO_END: &str = "cinch-tests";
+
+/// The same features in every run, or cargo builds what it has built once more.
+const FEATURES: [&str; 2] = [
+    "--features",
+    "cinch-controller/prometheus-tests,cinch-cache/captured",
+];
+
+/// What tests that need rows of a real model have in their names.
+const ON_CAPTURED_ROWS: &str = "real::";
 
 /// Programs that tests run.
 struct Programs {
@@ -45,7 +54,9 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
     }
     step.done("the workspace's tests pass");
     if fast {
-        eprintln!("==> Left out by --fast: the engine's tests and the end-to-end tests");
+        eprintln!(
+            "==> Left out by --fast: the engine's tests, oracles on rows of a real model, the end-to-end tests"
+        );
         return Ok(());
     }
 
@@ -55,9 +66,14 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> anyhow::Result<()> {
     process::run(cargo(workspace, &workspace.engine()).args(["test", "--release"]))?;
     step.done("the engine's tests pass");
 
-    let controller = controller::build(workspace)?;
     let gguf = model::ready(workspace)?;
     let text = text::ready(workspace)?;
+    let step = Step::start("Testing the cache on rows of the demo model");
+    let rows = capture(workspace, &binary, &gguf, &text)?;
+    process::run(on_captured_rows(workspace).env("CINCH_QKV", rows))?;
+    step.done("its oracles agree");
+
+    let controller = controller::build(workspace)?;
     let step = Step::start("Testing end to end");
     let mut tests = end_to_end(workspace, &binary, &gguf, &text);
     process::run(tests.env("CINCH_CONTROLLER_BIN", &controller))?;
@@ -69,9 +85,10 @@ fn workspace_tests(workspace: &Workspace, nextest: bool) -> Vec<Command> {
     let command = |args: &[&str]| {
         let mut command = cargo(workspace, &workspace.root);
         command.args(args).args(["--workspace", "--exclude", END_TO_END]);
-        command.args(["--features", "cinch-controller/prometheus-tests"]);
+        command.args(FEATURES);
         command
     };
+    let without = ["--", "--skip", ON_CAPTURED_ROWS];
     let mut commands = if nextest {
         // nextest runs no doc tests.
         vec![
@@ -81,11 +98,40 @@ fn workspace_tests(workspace: &Workspace, nextest: bool) -> Vec<Command> {
     } else {
         vec![command(&["test", "--no-fail-fast"])]
     };
+    commands[0].args(without);
     let mut own = cargo(workspace, &workspace.root);
     own.args(["test", "--quiet", "--package", END_TO_END, "--lib"]);
     own.args(["--test", "dashboard_files"]);
     commands.push(own);
     commands
+}
+
+/// Has the engine write down what attention is given in some layers of the demo model.
+fn capture(workspace: &Workspace, binary: &Path, gguf: &Path, text: &Path) -> anyhow::Result<PathBuf> {
+    let text = std::fs::read_to_string(text).context("reading the text")?;
+    let rows = workspace.target.join("captured.safetensors");
+    let mut probe = Command::new(binary);
+    probe
+        .args(["probe", "--config"])
+        .arg(workspace.root.join("configs/engine.toml"));
+    for setting in [
+        &*format!("model.file={}", gguf.display()),
+        "log.level=warn",
+        // Rows of later layers are the model's own only where attention is.
+        r#"class.default.policy={ store = "exact" }"#,
+    ] {
+        probe.args(["--set", setting]);
+    }
+    plain::probe(probe, &cinch_tests::capture(&text, rows.clone()))?;
+    Ok(rows)
+}
+
+fn on_captured_rows(workspace: &Workspace) -> Command {
+    let mut command = cargo(workspace, &workspace.root);
+    command.args(["test", "--workspace", "--exclude", END_TO_END]);
+    command.args(FEATURES).args(["--no-fail-fast"]);
+    command.args(["--test", "selection", "--test", "packed", "--", ON_CAPTURED_ROWS]);
+    command
 }
 
 /// Fails with how to get it if a program is missing; `find` says where it is.

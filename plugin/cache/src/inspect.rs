@@ -1,7 +1,7 @@
 //! A look inside a sequence's stores, for tests and debugging: which positions each head kept, in which
-//! blocks, and with which scores.
+//! blocks, with which scores, and as what values.
 
-use cinch_hooks::SequenceCache;
+use cinch_hooks::{HookError, SequenceCache};
 use cinch_kernels::Codec;
 
 use crate::layer::Layer;
@@ -58,6 +58,29 @@ pub struct BlockView {
     pub capacity: usize,
     /// Bytes allocated, header included.
     pub bytes: usize,
+}
+
+/// What one KV head's rows come back as, of each position that it keeps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadRows {
+    /// (kept, k_dim)
+    pub k: Vec<f32>,
+    /// (kept, v_dim)
+    pub v: Vec<f32>,
+}
+
+pub(crate) fn rows(
+    cache: &dyn SequenceCache,
+    layer: usize,
+    kv_head: usize,
+) -> Result<Option<HeadRows>, HookError> {
+    let sequence = cache.as_any().downcast_ref::<Sequence>();
+    let Some(layer) = sequence.and_then(|sequence| sequence.layers.get(layer)) else {
+        return Ok(None);
+    };
+    let layer = lock(layer);
+    let unpacked = layer.heads.get(kv_head).map(Head::unpack).transpose()?;
+    Ok(unpacked.map(|(k, v)| HeadRows { k, v }))
 }
 
 pub(crate) fn inspect(cache: &dyn SequenceCache) -> Option<Vec<LayerView>> {

@@ -31,7 +31,7 @@ mod store;
 mod totals;
 
 pub use error::{CacheError, RetuneError};
-pub use inspect::{BlockView, HeadView, LayerView};
+pub use inspect::{BlockView, HeadRows, HeadView, LayerView};
 pub use matmul::Matmul;
 pub use observe::Observer;
 pub use plugin::{Plugin, RetuneReceipt};

@@ -12,7 +12,7 @@ use cinch_protocol::{Bits, Policy, SelectMethod, Store};
 use crate::attend;
 use crate::bound;
 use crate::error::{CacheError, RetuneError};
-use crate::inspect::{self, LayerView};
+use crate::inspect::{self, HeadRows, LayerView};
 use crate::observe::Observer;
 use crate::plan::{Place, Plan};
 use crate::registry::{Assignment, Found, Request, RequestSnapshot, lock};
@@ -209,6 +209,20 @@ impl Plugin {
     #[must_use]
     pub fn inspect(&self, cache: &dyn SequenceCache) -> Option<Vec<LayerView>> {
         inspect::inspect(cache)
+    }
+
+    /// What a head's rows come back as; `None` if the cache is not this plugin's kind, or has no such layer or head.
+    /// Waits for a step that runs.
+    ///
+    /// # Errors
+    /// Rows that can't be unpacked.
+    pub fn rows(
+        &self,
+        cache: &dyn SequenceCache,
+        layer: usize,
+        kv_head: usize,
+    ) -> Result<Option<HeadRows>, HookError> {
+        inspect::rows(cache, layer, kv_head)
     }
 
     fn serve(&self, info: &SequenceInfo) -> Arc<Request> {

@@ -1,8 +1,9 @@
-//! A stand-in for the engine: tokens with reproducible q, k and v, steps through the seam's traits, and an
-//! attention oracle in f64 that shares nothing with the crate.
+//! A stand-in for the engine: tokens with reproducible q, k and v, random ones or a model's own, steps through the seam's
+//! traits, and an attention oracle in f64 that shares nothing with the crate.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+pub(crate) mod captured;
 pub(crate) mod matrix;
 
 use std::sync::Arc;
@@ -62,6 +63,42 @@ impl Model {
     }
 }
 
+/// A model and the text that it reads: where rows come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    pub(crate) model: Model,
+    pub(crate) text: u64,
+}
+
+impl Source {
+    pub(crate) fn random(model: Model, text: u64) -> Self {
+        Self { model, text }
+    }
+
+    /// The first so many layers that were captured of a real model.
+    pub(crate) fn captured(layers: usize) -> Self {
+        Self {
+            model: Model {
+                layers,
+                ..captured::REAL
+            },
+            text: captured::CAPTURED,
+        }
+    }
+
+    pub(crate) fn is_captured(&self) -> bool {
+        self.text == captured::CAPTURED
+    }
+
+    pub(crate) fn vector(&self, layer: usize, what: What, head: usize, token: usize) -> Vec<f32> {
+        let dim = match what {
+            What::Q | What::K => self.model.k_dim,
+            What::V => self.model.v_dim,
+        };
+        vector(self.text, layer, what, head, token, dim)
+    }
+}
+
 /// Which projection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum What {
@@ -70,8 +107,12 @@ pub(crate) enum What {
     V,
 }
 
-/// The projection of one token: a function of its place and the text it is part of, nothing else.
+/// The projection of one token: a function of its place and the text it is part of, nothing else. Of the text
+/// [`captured::CAPTURED`] it is what a model made of it.
 pub(crate) fn vector(text: u64, layer: usize, what: What, head: usize, token: usize, dim: usize) -> Vec<f32> {
+    if text == captured::CAPTURED {
+        return captured::vector(layer, what, head, token, dim);
+    }
     let seed = [text, layer as u64, what as u64, head as u64, token as u64]
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, part| {

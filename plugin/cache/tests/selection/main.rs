@@ -12,23 +12,35 @@ mod replay;
 
 use cinch_protocol::SelectMethod;
 use common::*;
-use replay::Layer;
+use replay::{Given, Layer};
+
+/// How far off the cut ranks of a model's rows may be, relative to it, that f32 sorts otherwise than f64. Random rows
+/// are never that close.
+const NEAR: f64 = 1e-5;
 
 /// Steps through both, and compares what they keep, its scores and what it gives.
-fn replay(json: &str, steps: &[usize], text: u64) {
+fn replay(source: Source, json: &str, steps: &[usize]) {
+    let Source { model, text } = source;
+    let tolerance = if source.is_captured() { NEAR } else { 0.0 };
     let policy = policy(json);
     let select = policy.select.clone().unwrap();
     let plugin = plugin(policy);
-    let mut seq = [open(&plugin, &SMALL, 1, text)];
-    let mut oracles: Vec<Layer> = (0..SMALL.layers).map(|layer| Layer::new(text, layer)).collect();
+    let mut seq = [open(&plugin, &model, 1, text)];
+    let mut oracles: Vec<Layer> = (0..model.layers)
+        .map(|layer| Layer::new(&model, text, layer))
+        .collect();
     for fresh in steps {
-        let outs = step(&plugin, &SMALL, &mut seq, *fresh);
+        let outs = step(&plugin, &model, &mut seq, *fresh);
         let layers = check_invariants(&plugin, &seq[0]);
         for ((oracle, layer), out) in oracles.iter_mut().zip(&layers).zip(outs) {
-            let outputs = oracle.step(&select, *fresh);
+            let given = Given {
+                heads: layer.heads.iter().map(|head| head.positions.clone()).collect(),
+                tolerance,
+            };
+            let outputs = oracle.step(&select, *fresh, &given);
             for (q_head, output) in outputs.iter().enumerate() {
-                let last = ((q_head + 1) * fresh - 1) * SMALL.v_dim;
-                for (x, exact) in out[last..last + SMALL.v_dim].iter().zip(output) {
+                let last = ((q_head + 1) * fresh - 1) * model.v_dim;
+                for (x, exact) in out[last..last + model.v_dim].iter().zip(output) {
                     assert!((f64::from(*x) - exact).abs() < 1e-4, "{json}: {x}, not {exact}");
                 }
             }
@@ -68,47 +80,42 @@ fn select(method: SelectMethod, rest: &str) -> String {
     format!(r#"{{"store": "exact", "select": {{"method": "{name}", {rest}}}}}"#)
 }
 
-#[test]
-fn a_prompt_at_once_and_decoding() {
+fn a_prompt_at_once_and_decoding(source: Source) {
     for method in SelectMethod::ALL {
         let json = select(*method, r#""budget": 0.5, "recent": 16, "interval": 8"#);
-        replay(&json, &steps(&[130], 40), 20);
+        replay(source, &json, &steps(&[130], 40));
     }
 }
 
-#[test]
-fn a_prompt_in_chunks_and_intervals_longer_than_a_window() {
+fn a_prompt_in_chunks_and_intervals_longer_than_a_window(source: Source) {
     for method in SelectMethod::ALL {
         let json = select(
             *method,
             r#""budget": 0.25, "sinks": 2, "recent": 20, "interval": 40"#,
         );
-        replay(&json, &steps(&[70, 1, 64, 33, 2], 90), 21);
+        replay(source, &json, &steps(&[70, 1, 64, 33, 2], 90));
     }
 }
 
-#[test]
-fn long_chunks() {
+fn long_chunks(source: Source) {
     for method in SelectMethod::ALL {
         let json = select(*method, r#""budget": 0.6, "recent": 32, "interval": 16"#);
-        replay(&json, &steps(&[300, 280], 20), 22);
+        replay(source, &json, &steps(&[300, 280], 20));
     }
 }
 
-#[test]
-fn a_second_turn() {
+fn a_second_turn(source: Source) {
     for method in SelectMethod::ALL {
         let json = select(
             *method,
             r#""budget": 0.3, "sinks": 0, "recent": 16, "interval": 1"#,
         );
-        replay(&json, &[steps(&[60], 20), steps(&[50], 10)].concat(), 23);
+        replay(source, &json, &[steps(&[60], 20), steps(&[50], 10)].concat());
     }
 }
 
 /// Nothing left to choose, everything kept, and sinks beyond what is left.
-#[test]
-fn budgets_at_their_ends() {
+fn budgets_at_their_ends(source: Source) {
     for method in SelectMethod::ALL {
         for (rest, prompt, decode) in [
             (
@@ -128,13 +135,12 @@ fn budgets_at_their_ends() {
                 12,
             ),
         ] {
-            replay(&select(*method, rest), &steps(&prompt, decode), 26);
+            replay(source, &select(*method, rest), &steps(&prompt, decode));
         }
     }
 }
 
-#[test]
-fn every_field_of_a_method_counts() {
+fn every_field_of_a_method_counts(source: Source) {
     use SelectMethod::{Fastgen, KeyNorm, Keyformer, Scissorhands, Snapkv};
     for (method, fields) in [
         (Snapkv, r#""window": 7"#),
@@ -153,7 +159,7 @@ fn every_field_of_a_method_counts() {
             method,
             &format!(r#""budget": 0.4, "recent": 16, "interval": 5, {fields}"#),
         );
-        replay(&json, &steps(&[90, 30], 60), 24);
+        replay(source, &json, &steps(&[90, 30], 60));
     }
 }
 
@@ -166,7 +172,11 @@ fn profiled_heads_keep_what_they_need() {
             SelectMethod::Fastgen,
             &format!(r#""budget": 1.0, "recent": 16, "interval": 8, "recover": {recover}"#),
         );
-        replay(&json, &[steps(&[150], 40), steps(&[40], 20)].concat(), 27);
+        replay(
+            Source::random(SMALL, 27),
+            &json,
+            &[steps(&[150], 40), steps(&[40], 20)].concat(),
+        );
         let plugin = plugin(policy(&json));
         let mut seq = [open(&plugin, &SMALL, 1, 27)];
         step(&plugin, &SMALL, &mut seq, 150);
@@ -184,9 +194,8 @@ fn profiled_heads_keep_what_they_need() {
     );
 }
 
-#[test]
-fn layers_and_heads_compete_and_rows_merge() {
-    for method in SelectMethod::ALL.iter().filter(|method| method.evicts()) {
+fn layers_and_heads_compete_and_rows_merge(source: Source, methods: &[SelectMethod]) {
+    for method in methods.iter().filter(|method| method.evicts()) {
         let adaptive = method.fields().contains(&"heads");
         for wrapper in [
             r#""layers": "pyramid""#,
@@ -203,7 +212,7 @@ fn layers_and_heads_compete_and_rows_merge() {
             if adaptive || !wrapper.contains("adaptive") {
                 let budget = r#""budget": 0.45, "recent": 16, "interval": 7"#;
                 let json = select(*method, &format!("{budget}, {wrapper}"));
-                replay(&json, &steps(&[80, 2, 60], 30), 25);
+                replay(source, &json, &steps(&[80, 2, 60], 30));
             }
         }
     }
@@ -227,4 +236,88 @@ fn noise_depends_on_the_seed_alone() {
         "requests of one seed and text keep the same rows"
     );
     assert_ne!(kept(1, 1), kept(2, 1));
+}
+
+mod random {
+    use super::*;
+
+    #[test]
+    fn a_prompt_at_once_and_decoding() {
+        super::a_prompt_at_once_and_decoding(Source::random(SMALL, 20));
+    }
+
+    #[test]
+    fn a_prompt_in_chunks_and_intervals_longer_than_a_window() {
+        super::a_prompt_in_chunks_and_intervals_longer_than_a_window(Source::random(SMALL, 21));
+    }
+
+    #[test]
+    fn long_chunks() {
+        super::long_chunks(Source::random(SMALL, 22));
+    }
+
+    #[test]
+    fn a_second_turn() {
+        super::a_second_turn(Source::random(SMALL, 23));
+    }
+
+    #[test]
+    fn budgets_at_their_ends() {
+        super::budgets_at_their_ends(Source::random(SMALL, 26));
+    }
+
+    #[test]
+    fn every_field_of_a_method_counts() {
+        super::every_field_of_a_method_counts(Source::random(SMALL, 24));
+    }
+
+    #[test]
+    fn layers_and_heads_compete_and_rows_merge() {
+        super::layers_and_heads_compete_and_rows_merge(Source::random(SMALL, 25), SelectMethod::ALL);
+    }
+}
+
+/// On rows of a real model.
+#[cfg(feature = "captured")]
+mod real {
+    use super::*;
+
+    #[test]
+    fn a_prompt_at_once_and_decoding() {
+        super::a_prompt_at_once_and_decoding(Source::captured(4));
+    }
+
+    /// In the steps that the model took.
+    #[test]
+    fn the_prompt_that_was_captured() {
+        for method in SelectMethod::ALL {
+            let json = select(*method, r#""budget": 0.3, "recent": 32, "interval": 16"#);
+            replay(Source::captured(2), &json, &captured::steps());
+        }
+    }
+
+    #[test]
+    fn a_prompt_in_chunks_and_intervals_longer_than_a_window() {
+        super::a_prompt_in_chunks_and_intervals_longer_than_a_window(Source::captured(2));
+    }
+
+    #[test]
+    fn a_second_turn() {
+        super::a_second_turn(Source::captured(2));
+    }
+
+    #[test]
+    fn budgets_at_their_ends() {
+        super::budgets_at_their_ends(Source::captured(1));
+    }
+
+    #[test]
+    fn every_field_of_a_method_counts() {
+        super::every_field_of_a_method_counts(Source::captured(2));
+    }
+
+    #[test]
+    fn layers_and_heads_compete_and_rows_merge() {
+        super::layers_and_heads_compete_and_rows_merge(Source::captured(2), SelectMethod::ALL);
+    }
 }

@@ -48,7 +48,7 @@ fn pooled(head: &Head, select: &Select, seen: usize) -> Vec<f64> {
 fn unlike_the_mean(head: &Head) -> Vec<f64> {
     let unit = |row: &Row| row.k.iter().map(|x| x / norm(&row.k)).collect();
     let unit: Vec<Vec<f64>> = head.rows.iter().map(unit).collect();
-    let mean: Vec<f64> = (0..SMALL.k_dim)
+    let mean: Vec<f64> = (0..head.model.k_dim)
         .map(|c| unit.iter().map(|k| k[c]).sum::<f64>() / unit.len() as f64)
         .collect();
     unit.iter().map(|k| -dot(k, &mean) / norm(&mean)).collect()
@@ -104,10 +104,10 @@ fn expected(head: &Head, select: &Select) -> Vec<f64> {
     if total < 16.0 {
         return head.rows.iter().map(|row| row.score).collect();
     }
-    let d = SMALL.k_dim;
-    let first = head.before(select.sinks);
+    let d = head.model.k_dim;
+    let (first, group) = (head.before(select.sinks), head.model.group);
     let mut ranks = vec![0.0; head.rows.len()];
-    for q_head in head.kv * SMALL.group..(head.kv + 1) * SMALL.group {
+    for q_head in head.kv * group..(head.kv + 1) * group {
         let queries: Vec<(Vec<f64>, f64)> = head
             .queries
             .iter()
@@ -134,7 +134,7 @@ fn expected(head: &Head, select: &Select) -> Vec<f64> {
         let weights: Vec<f64> = head.rows[first..].iter().map(weight).collect();
         let sum: f64 = weights.iter().sum();
         for (rank, weight) in ranks[first..].iter_mut().zip(weights) {
-            *rank += weight / sum / SMALL.group as f64;
+            *rank += weight / sum / group as f64;
         }
     }
     ranks

@@ -17,6 +17,7 @@ pub(crate) struct Row {
 
 /// One KV head.
 pub(crate) struct Head {
+    pub(crate) model: Model,
     pub(crate) text: u64,
     pub(crate) layer: usize,
     pub(crate) kv: usize,
@@ -29,8 +30,18 @@ pub(crate) struct Head {
     pub(crate) profile: Option<usize>,
 }
 
+/// What the crate kept after a step.
+pub(crate) struct Given {
+    /// Positions, of each head.
+    pub(crate) heads: Vec<Vec<u32>>,
+    /// How far off the cut, relative to it, ranks may be of rows that the crate sorts otherwise: f32 tells no closer
+    /// ones apart. With 0 there are none.
+    pub(crate) tolerance: f64,
+}
+
 pub(crate) struct Layer {
     pub(crate) heads: Vec<Head>,
+    model: Model,
     layer: usize,
     seen: usize,
     since: usize,
@@ -38,8 +49,9 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    pub(crate) fn new(text: u64, layer: usize) -> Self {
+    pub(crate) fn new(model: &Model, text: u64, layer: usize) -> Self {
         let head = |kv| Head {
+            model: *model,
             text,
             layer,
             kv,
@@ -49,7 +61,8 @@ impl Layer {
             profile: None,
         };
         Self {
-            heads: (0..SMALL.kv_heads).map(head).collect(),
+            heads: (0..model.kv_heads).map(head).collect(),
+            model: *model,
             layer,
             seen: 0,
             since: 0,
@@ -57,9 +70,9 @@ impl Layer {
         }
     }
 
-    /// Every query attends to the past kept and to fresh tokens up to its own; then the layer evicts. Answers with the
-    /// last query's output, one a query head.
-    pub(crate) fn step(&mut self, select: &Select, fresh: usize) -> Vec<Vec<f64>> {
+    /// Every query attends to the past kept and to fresh tokens up to its own; then the layer evicts, as the crate did
+    /// where that was a matter of rounding. Answers with the last query's output, one a query head.
+    pub(crate) fn step(&mut self, select: &Select, fresh: usize, given: &Given) -> Vec<Vec<f64>> {
         self.decoded = if fresh == 1 { self.decoded + 1 } else { 0 };
         for head in &mut self.heads {
             head.append(self.seen, fresh);
@@ -83,33 +96,33 @@ impl Layer {
         }
         self.seen += fresh;
         self.since += fresh;
-        let outputs = (0..SMALL.q_heads()).map(|q_head| {
-            let rows = &self.heads[q_head / SMALL.group].rows;
+        let outputs = (0..self.model.q_heads()).map(|q_head| {
+            let rows = &self.heads[q_head / self.model.group].rows;
             let weights = self.weights(q_head, self.seen - 1, 0);
             let column = |c: usize| weights.iter().zip(rows).map(|(w, row)| w * row.v[c]).sum();
-            (0..SMALL.v_dim).map(column).collect()
+            (0..self.model.v_dim).map(column).collect()
         });
         let outputs = outputs.collect();
         if fresh > 1 || self.since >= select.interval as usize {
             self.since = 0;
-            self.evict(select, fresh > 1);
+            self.evict(select, fresh > 1, given);
         }
         outputs
     }
 
     /// Softmax weights of a query over all rows but the last `unseen`.
     fn weights(&self, q_head: usize, token: usize, unseen: usize) -> Vec<f64> {
-        let head = &self.heads[q_head / SMALL.group];
+        let head = &self.heads[q_head / self.model.group];
         let q = wide(&vector(
             head.text,
             self.layer,
             What::Q,
             q_head,
             token,
-            SMALL.k_dim,
+            self.model.k_dim,
         ));
         let rows = &head.rows[..head.rows.len() - unseen];
-        let scale = (SMALL.k_dim as f64).sqrt();
+        let scale = (self.model.k_dim as f64).sqrt();
         let logits: Vec<f64> = rows.iter().map(|row| ranks::dot(&q, &row.k) / scale).collect();
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let e: Vec<f64> = logits.iter().map(|logit| (logit - max).exp()).collect();
@@ -165,12 +178,12 @@ impl Layer {
             }
             sum
         };
-        let own = |head: &Head| sum(head.kv * SMALL.group..(head.kv + 1) * SMALL.group);
-        let group = SMALL.group as f64;
+        let own = |head: &Head| sum(head.kv * self.model.group..(head.kv + 1) * self.model.group);
+        let group = self.model.group as f64;
         let credits = |head: &Head| -> Vec<f64> {
             match select.method {
                 // All heads of the layer together.
-                SelectMethod::Tova => sum(0..SMALL.q_heads()),
+                SelectMethod::Tova => sum(0..self.model.q_heads()),
                 SelectMethod::Scissorhands => {
                     let sum = own(head);
                     let mean = 1.0 / sum.len() as f64;
@@ -206,7 +219,7 @@ impl Layer {
             return mean;
         }
         // Two layers: what the first gets above the mean, the last gets below it.
-        assert_eq!(SMALL.layers, 2);
+        assert_eq!(self.model.layers, 2);
         let protected = ((select.sinks + select.recent) as usize).min(mean);
         let (free, all) = ((mean - protected) as f64, (self.seen - protected) as f64);
         let first = (2.0 * free - free / f64::from(select.beta.unwrap_or(20)))
@@ -220,7 +233,7 @@ impl Layer {
 
     /// The lowest row goes first, of equals the earlier; where heads compete, the lowest of any head that has more than
     /// its floor.
-    fn evict(&mut self, select: &Select, prefilled: bool) {
+    fn evict(&mut self, select: &Select, prefilled: bool, given: &Given) {
         if !select.method.evicts() || self.layer < select.skip_layers.unwrap_or(0) as usize {
             return;
         }
@@ -250,6 +263,7 @@ impl Layer {
                 *left = fastgen::keep(head, select, self.seen, budget, prefilled);
             }
         }
+        let mut cuts = vec![f64::NEG_INFINITY; left.len()];
         loop {
             let all: usize = left.iter().map(Vec::len).sum();
             let open = |kv: usize| match select.heads {
@@ -269,6 +283,25 @@ impl Layer {
             });
             let Some((kv, loser)) = loser else { break };
             left[kv].retain(|row| *row != loser);
+            cuts[kv] = cuts[kv].max(ranks[kv][loser]);
+        }
+        if select.heads == Heads::Adaptive {
+            // That of the heads which were not at their floor.
+            let cut = cuts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            cuts.fill(cut);
+        }
+        for (kv, left) in left.iter_mut().enumerate() {
+            let kept = |row: &usize| given.heads[kv].contains(&before[kv][*row].position);
+            let others = (0..before[kv].len()).filter(|row| kept(row) != left.contains(row));
+            // Cosines are what they are to within rounding of 1, however small.
+            let unit = match select.method {
+                SelectMethod::Keydiff => 1.0,
+                _ => cuts[kv].abs(),
+            };
+            let off = |row: usize| (ranks[kv][row] - cuts[kv]).abs() / unit;
+            if others.map(off).all(|off| off <= given.tolerance) {
+                *left = (0..before[kv].len()).filter(kept).collect();
+            }
         }
         for ((head, before), left) in self.heads.iter_mut().zip(before).zip(left) {
             head.rows = left.iter().map(|row| before[*row].clone()).collect();
@@ -292,8 +325,8 @@ impl Head {
             self.rows.push(Row {
                 position: token as u32,
                 score: 0.0,
-                k: of(What::K, SMALL.k_dim),
-                v: of(What::V, SMALL.v_dim),
+                k: of(What::K, self.model.k_dim),
+                v: of(What::V, self.model.v_dim),
             });
         }
     }

@@ -74,7 +74,11 @@ impl Pair {
             rotated: keys.rotated,
             channels: keys.channels,
             projected: self.projected || wanted.projected,
-            beside: own.beside,
+            beside: match (own.beside, wanted.beside) {
+                // To wait for another head's rows changes nothing of these, whatever their codecs.
+                (Beside::Nothing, Beside::Shared { .. }) => wanted.beside,
+                _ => own.beside,
+            },
         }
     }
 

@@ -202,6 +202,7 @@ fn packed_rows_are_attended_to_as_they_come_back(source: Source) {
         let mut served = Served::new(source, &json, &[400]);
         let token = served.seq[0].seen;
         let outs = step(&served.plugin, &model, &mut served.seq, 1);
+        served.layers = check_invariants(&served.plugin, &served.seq[0]);
         let (mut own, mut codec, mut n) = (0.0, 0.0, 0.0);
         for head in served.heads() {
             let rows = [What::K, What::V].map(|what| (head.back(what), head.all_given(what)));
@@ -222,6 +223,7 @@ fn packed_rows_are_attended_to_as_they_come_back(source: Source) {
         }
         let (own, codec) = ((own / n).sqrt(), (codec / n).sqrt());
         println!("{json}: kernels add {own:e} to {codec:e}");
+        assert!(codec > 0.0, "{json}: nothing is packed");
         assert!(own <= most * codec + 2e-4, "{json}: {own:e} beside {codec:e}");
     }
 }

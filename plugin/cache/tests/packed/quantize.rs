@@ -322,12 +322,12 @@ mod random {
 
     #[test]
     fn levels_of_keys() {
-        super::levels(source(), What::K);
+        levels(source(), What::K);
     }
 
     #[test]
     fn levels_of_values() {
-        super::levels(source(), What::V);
+        levels(source(), What::V);
     }
 
     #[test]
@@ -358,12 +358,12 @@ mod real {
 
     #[test]
     fn levels_of_keys() {
-        super::levels(Source::captured(4), What::K);
+        levels(Source::captured(4), What::K);
     }
 
     #[test]
     fn levels_of_values() {
-        super::levels(Source::captured(4), What::V);
+        levels(Source::captured(4), What::V);
     }
 
     #[test]

@@ -129,6 +129,23 @@ impl fmt::Display for Bits {
 }
 
 impl Quantize {
+    /// These bits in all layers, by the default method, everything else as it is by default.
+    #[must_use]
+    pub fn new(k_bits: Bits, v_bits: Bits) -> Self {
+        Self {
+            method: QuantizeMethod::default(),
+            k_bits,
+            v_bits,
+            rotate_k: false,
+            outliers: None,
+            rank: None,
+            salient: None,
+            low_bits: None,
+            layers: LayerOverrides::new(),
+            residual: Self::default_residual(),
+        }
+    }
+
     fn default_residual() -> u32 {
         32
     }
@@ -328,6 +345,12 @@ mod tests {
             let error = quantize(&format!(r#"{{"k_bits": 4, "v_bits": 4, {rest}}}"#)).validate();
             assert!(error.is_err(), "{rest}");
         }
+    }
+
+    #[test]
+    fn a_new_one_is_what_a_file_without_other_fields_gives() {
+        let new = Quantize::new(Bits::B8, Bits::B4);
+        assert_eq!(new, quantize(r#"{"k_bits": 8, "v_bits": 4}"#));
     }
 
     #[test]

@@ -174,6 +174,12 @@ impl Plugin {
         totals
     }
 
+    /// Layers that the plugin keeps, which `quantize.layers` counts; `None` until a sequence has been opened.
+    #[must_use]
+    pub fn layers(&self) -> Option<usize> {
+        self.core.model.get().map(|(layers, _)| layers.len())
+    }
+
     /// The most bytes a sequence of `tokens` tokens holds under `policy` from its first token on; `None` until a
     /// sequence has been opened, or for a policy out of range.
     #[must_use]

@@ -54,6 +54,14 @@ enum Command {
         #[command(flatten)]
         options: eval::Options,
     },
+    /// Measure how much each layer's keys and values take to few bits, each alone, and spread the bits of uniform policies
+    /// over them; says whether that is better at as many bytes.
+    Calibrate {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        options: eval::calibrate::Options,
+    },
     /// Check the configuration, and the model file if it is there, without serving.
     CheckConfig(Source),
 }
@@ -93,6 +101,10 @@ pub fn main() -> ExitCode {
         Command::Eval { source, options } => source.load().and_then(|settings| {
             log(&settings.log);
             eval::run(&options, settings, &source.config, &source.overrides)
+        }),
+        Command::Calibrate { source, options } => source.load().and_then(|settings| {
+            log(&settings.log);
+            eval::calibrate::run(&options, settings, &source.overrides)
         }),
         Command::CheckConfig(source) => source.load().and_then(|settings| {
             run::check(&settings)?;

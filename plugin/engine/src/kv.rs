@@ -235,6 +235,13 @@ impl Kv {
         }
     }
 
+    /// Layers that are managed; 0 until the model has run.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        let plugin = self.plugin.as_ref();
+        plugin.and_then(|plugin| plugin.layers()).unwrap_or(0)
+    }
+
     /// The most bytes a sequence of `tokens` tokens holds under `policy`; 0 until the model has run.
     #[must_use]
     pub fn most_bytes(&self, policy: &Policy, tokens: usize) -> u64 {

@@ -63,6 +63,9 @@ pub enum RunError {
     /// An evaluation.
     #[error("eval: {0:#}")]
     Eval(anyhow::Error),
+    /// A calibration.
+    #[error("calibrate: {0:#}")]
+    Calibrate(anyhow::Error),
     /// The operating system.
     #[error("{what}: {source}")]
     System {

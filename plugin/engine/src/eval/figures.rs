@@ -73,6 +73,14 @@ pub(super) fn mean_of(values: &[f64]) -> Estimate {
     })
 }
 
+/// The mean of values of consecutive steps, each run's in order.
+pub(super) fn mean_of_runs(runs: &[Vec<f64>]) -> Estimate {
+    let blocks: Vec<&[f64]> = runs.iter().flat_map(|run| run.chunks(BLOCK)).collect();
+    bootstrap(&blocks, |values| {
+        values.iter().sum::<f64>() / values.len().max(1) as f64
+    })
+}
+
 fn bootstrap<T: Copy>(blocks: &[&[T]], figure: fn(&[T]) -> f64) -> Estimate {
     let value = figure(&blocks.concat());
     let mut random = Random::new(SEED);
@@ -169,6 +177,8 @@ mod tests {
         near(of.top1_agreement, 0.49);
         near(of.rms_delta_p, (0.338_35_f64 / 4.0).sqrt());
         assert_eq!(of, quality(&[&steps[..60], &steps[60..]]), "a fixed seed");
+        let kls = [&steps[..60], &steps[60..]].map(|run| run.iter().map(|step| step.kl).collect());
+        assert_eq!(mean_of_runs(&kls), of.kl_mean, "the same blocks");
     }
 
     /// The interval of a mean of independent values is about what the normal distribution says.

@@ -151,9 +151,23 @@ fn base(name: &str) -> &str {
     name.split('~').next().unwrap_or(name)
 }
 
-/// A name for people, of what logs call the policy: `snapkv-0.5-k8-v4`.
-fn name(policy: &Policy) -> String {
-    let text = policy.to_string();
+/// Most ranges of layers that a name lists.
+const MOST_RANGES: usize = 3;
+
+/// A name for people, of what logs call the policy: `snapkv-0.5-k8-v4`. Bits of many layers are not listed:
+/// `k3-v3-by-layer`.
+pub(super) fn name(policy: &Policy) -> String {
+    let mut policy = policy.clone();
+    let mut ending = "";
+    if let Some(quantize) = policy
+        .quantize
+        .as_mut()
+        .filter(|own| own.layers.len() > MOST_RANGES)
+    {
+        quantize.layers.clear();
+        ending = " by layer";
+    }
+    let text = format!("{policy}{ending}");
     let word = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '_';
     let words: Vec<&str> = text.split(|c| !word(c)).filter(|part| !part.is_empty()).collect();
     words.join("-")
@@ -329,6 +343,20 @@ mod tests {
         )
         .unwrap();
         assert_eq!(names(&quick), ["full", "h2o-0.25", "snapkv-0.25"]);
+    }
+
+    #[test]
+    fn names_do_not_list_the_bits_of_many_layers() {
+        let name = |layers: &str| {
+            let json = format!(r#"{{"quantize": {{"k_bits": 3, "v_bits": 3, "layers": {{{layers}}}}}}}"#);
+            super::name(&serde_json::from_str(&json).unwrap())
+        };
+        let own = |layer: usize| format!(r#""{layer}": {{"k_bits": 4}}"#);
+        let of = |count: usize| name(&(0..count).map(own).collect::<Vec<_>>().join(","));
+        assert_eq!(of(0), "k3-v3");
+        assert_eq!(of(2), "k3-v3-0-k4-1-k4");
+        assert_eq!(of(MOST_RANGES), "k3-v3-0-k4-1-k4-2-k4");
+        assert_eq!(of(MOST_RANGES + 1), "k3-v3-by-layer");
     }
 
     #[test]

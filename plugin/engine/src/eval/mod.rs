@@ -4,6 +4,7 @@
 //! Every request is measured beside level 0 on the same forced tokens. What was measured is kept as it comes, by what it
 //! depends on: the same command goes on where it was ended, and measures nothing twice.
 
+pub mod calibrate;
 mod compare;
 mod figures;
 mod frontier;
@@ -32,11 +33,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use cinch_protocol::Policy;
 use cinch_protocol::bench::Figures;
-use tracing::info;
+use tracing::{info, warn};
 
 pub use options::Options;
 
-use crate::bench::{cpu, today};
+use crate::bench::today;
 use crate::config::{ModelKind, Settings};
 use crate::fields::FieldFault;
 use crate::run::{self, RunError};
@@ -77,23 +78,8 @@ pub fn run(
     let mut checked = options::check(options, &settings, overrides)?;
     model::check(&settings)?;
     let fingerprint = fingerprint::of(&settings.model)?;
-    fs::create_dir_all(&options.out).map_err(|err| {
-        let given = format!("{} ({err})", options.out.display());
-        FieldFault::new("--out", given, "a folder that can be made")
-    })?;
-    let kernels = settings.engine.kernels().map_or("none", |kernels| kernels.name());
-    let machine = Machine {
-        cpu: cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
-        kernels: kernels.to_owned(),
-    };
-    let common = (
-        &fingerprint,
-        kernels,
-        settings.model.dtype,
-        settings.metrics.clone(),
-    );
-    let points = Points::open(&options.out, &common).map_err(RunError::Eval)?;
+    let machine = Machine::of(&settings);
+    let points = open(&options.out, &settings, &fingerprint, &machine)?;
     let name = model_name(&settings);
 
     let runtime = run::threads()?;
@@ -108,6 +94,25 @@ pub fn run(
     write(&options.out, &report).map_err(RunError::Eval)?;
     print!("{}", table::render(&report));
     Ok(())
+}
+
+/// The points in `out`, a folder that is made if it is not there.
+fn open(out: &Path, settings: &Settings, fingerprint: &str, machine: &Machine) -> Result<Points, FieldFault> {
+    let common = (
+        fingerprint,
+        &machine.kernels,
+        settings.model.dtype,
+        &settings.metrics,
+    );
+    let points = fs::create_dir_all(out)
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Points::open(out, &common))
+        // Now, not after what may have taken an hour.
+        .and_then(|points| points.try_out().map(|()| points));
+    points.map_err(|err| {
+        let given = format!("{} ({err:#})", out.display());
+        FieldFault::new("--out", given, "a folder that can be made and written to")
+    })
 }
 
 /// The model's own name, not what clients ask for.
@@ -181,6 +186,17 @@ async fn pieces(
         let again = missing > 0 && row.first().is_some_and(|(_, piece)| piece.is_some());
         cost += job.cost() * (missing + usize::from(again)) as f64;
         plan.push(row);
+    }
+    let kept = plan.iter().flatten().filter(|(_, piece)| piece.is_some()).count();
+    if kept > 0 {
+        info!(
+            "{kept} of {} requests were measured before",
+            jobs.len() * policies.len()
+        );
+    } else if points.others() {
+        warn!(
+            "what was measured into this folder before was with another model, text, size or program: all is measured"
+        );
     }
     let mut progress = Progress::new(cost);
     let mut pieces = Vec::new();

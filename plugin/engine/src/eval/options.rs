@@ -88,7 +88,7 @@ pub(super) struct Checked {
     pub(super) text_name: String,
 }
 
-/// Settings that an evaluation makes itself.
+/// Settings that a measurement makes itself.
 const OWN: [&str; 4] = ["class.default", "kv.plugin", "engine.prefix_cache", "ladder"];
 
 /// Checks `options` against a configuration that was made with `overrides`.
@@ -97,17 +97,7 @@ pub(super) fn check(
     settings: &Settings,
     overrides: &[String],
 ) -> Result<Checked, RunError> {
-    for given in overrides {
-        let key = given.split('=').next().unwrap_or(given).trim();
-        let own = |own: &&str| key == *own || key.starts_with(&format!("{own}."));
-        if OWN.iter().any(own) {
-            let allowed = format!("other fields: an evaluation sets {} itself", OWN.join(", "));
-            return Err(FieldFault::new("--set", given, allowed).into());
-        }
-    }
-    if settings.kv.plugin == Switch::Off {
-        return Err(FieldFault::new("kv.plugin", "off", "on, for `cinch eval`").into());
-    }
+    configuration(settings, overrides, "cinch eval")?;
     let mode = if options.full { Mode::Full } else { Mode::Quick };
     let grid = match &options.grid {
         None => grid::parse(grid::DEFAULT, "configs/eval.toml", mode)?,
@@ -128,14 +118,34 @@ pub(super) fn check(
         return Err(FieldFault::new("--min-top1", given, "0 to 1").into());
     }
     let text = text(&options.text)?;
-    let name = options.text.file_name().unwrap_or(options.text.as_os_str());
     Ok(Checked {
         mode,
         grid,
         floors,
         text,
-        text_name: name.to_string_lossy().into_owned(),
+        text_name: name(&options.text),
     })
+}
+
+/// Refuses a configuration that `command` cannot measure with.
+pub(super) fn configuration(
+    settings: &Settings,
+    overrides: &[String],
+    command: &str,
+) -> Result<(), FieldFault> {
+    for given in overrides {
+        let key = given.split('=').next().unwrap_or(given).trim();
+        let own = |own: &&str| key == *own || key.starts_with(&format!("{own}."));
+        if OWN.iter().any(own) {
+            let allowed = format!("other fields: `{command}` sets {} itself", OWN.join(", "));
+            return Err(FieldFault::new("--set", given, allowed));
+        }
+    }
+    if settings.kv.plugin == Switch::Off {
+        let allowed = format!("on, for `{command}`");
+        return Err(FieldFault::new("kv.plugin", "off", allowed));
+    }
+    Ok(())
 }
 
 fn at_least_zero(field: &str, given: Option<f64>) -> Result<Option<f64>, FieldFault> {
@@ -145,8 +155,14 @@ fn at_least_zero(field: &str, given: Option<f64>) -> Result<Option<f64>, FieldFa
     }
 }
 
+/// What people call a text.
+pub(super) fn name(text: &Path) -> String {
+    let name = text.file_name().unwrap_or(text.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
 /// The text of a file, or of a folder's files with a blank line between two.
-fn text(path: &Path) -> Result<String, FieldFault> {
+pub(super) fn text(path: &Path) -> Result<String, FieldFault> {
     let allowed = "a text file in UTF-8, or a folder with .txt or .md files";
     let fault =
         |path: &Path, why: &str| FieldFault::new("--text", format!("{} ({why})", path.display()), allowed);

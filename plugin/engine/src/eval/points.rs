@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -17,6 +18,8 @@ pub(super) struct Points {
     dir: PathBuf,
     /// What all points depend on, as JSON.
     common: String,
+    /// Whether the folder had points when this began, and none of them was of any use yet.
+    unfamiliar: AtomicBool,
 }
 
 impl Points {
@@ -31,10 +34,24 @@ impl Points {
             Ok(hex(&hasher.finalize()))
         });
         let program = program.context("reading this program")?;
+        let before = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
         Ok(Self {
             dir,
+            unfamiliar: AtomicBool::new(before),
             common: serde_json::to_string(&(program, common))?,
         })
+    }
+
+    /// Whether the folder had points of other settings only when this began. Says so once.
+    pub(super) fn others(&self) -> bool {
+        self.unfamiliar.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether points can be written.
+    pub(super) fn try_out(&self) -> Result<()> {
+        let probe = self.dir.join("probe");
+        write(&probe, &[])?;
+        Ok(fs::remove_file(&probe)?)
     }
 
     /// The name of the point that depends on `what`.
@@ -51,7 +68,10 @@ impl Points {
         let path = self.path(key);
         let text = fs::read(&path).ok()?;
         match serde_json::from_slice(&text) {
-            Ok(point) => Some(point),
+            Ok(point) => {
+                self.unfamiliar.store(false, Ordering::Relaxed);
+                Some(point)
+            }
             Err(err) => {
                 warn!("{}: {err}; it is measured again", path.display());
                 None
@@ -102,9 +122,15 @@ mod tests {
         assert_eq!(points.get::<u32>(&key), Some(5));
         assert_ne!(key, points.key(&("policy", [1, 3])).unwrap());
         let other = Points::open(&out, &("other model", "auto")).unwrap();
-        assert_ne!(key, other.key(&("policy", [1, 2])).unwrap());
+        let other_key = other.key(&("policy", [1, 2])).unwrap();
+        assert_ne!(key, other_key);
+        assert_eq!(other.get::<u32>(&other_key), None);
+        assert!(other.others() && !other.others(), "once");
         let again = Points::open(&out, &("model", "auto")).unwrap();
         assert_eq!(key, again.key(&("policy", [1, 2])).unwrap());
+        assert_eq!(again.get::<u32>(&key), Some(5));
+        assert!(!again.others() && !points.others());
+        points.try_out().unwrap();
         // Cut off in the middle, as by a full disk.
         fs::write(points.path(&key), "[1, 2").unwrap();
         assert_eq!(points.get::<u32>(&key), None);

@@ -1,6 +1,8 @@
 //! Everything measured, as it is written to report.json and drawn in report.html. The JSON's schema is
 //! docs/eval-report.schema.json.
 
+use std::fs;
+
 use cinch_protocol::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,8 @@ use super::options::{Floors, Mode};
 use super::runner::Piece;
 use super::scores::{self, TaskScore};
 use super::speed::Speed;
+use crate::bench::cpu;
+use crate::config::Settings;
 
 /// Raised when a field changes its meaning or goes.
 pub(super) const FORMAT: u32 = 1;
@@ -67,6 +71,18 @@ pub(super) struct Machine {
     pub(super) threads: usize,
     /// The implementation of the kernels.
     pub(super) kernels: String,
+}
+
+impl Machine {
+    /// This one, with kernels as configured.
+    pub(super) fn of(settings: &Settings) -> Self {
+        let kernels = settings.engine.kernels().map_or("none", |kernels| kernels.name());
+        Self {
+            cpu: cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            kernels: kernels.to_owned(),
+        }
+    }
 }
 
 /// The text.

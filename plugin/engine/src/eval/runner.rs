@@ -95,6 +95,22 @@ impl Engine {
         assigned.map_err(|refusal| refusal.0.detail)
     }
 
+    /// Layers whose cache is managed.
+    pub(super) fn layers(&self) -> usize {
+        self.app.kv.layers()
+    }
+
+    /// Bytes that a cache holds under `policy` at the end of `job`'s prompt.
+    pub(super) async fn bytes(&self, job: &Job, policy: &Policy) -> Result<u64> {
+        let prompt = Job {
+            forced: job.forced.iter().take(1).copied().collect(),
+            spans: Vec::new(),
+            ..job.clone()
+        };
+        let (piece, _) = self.request(&prompt, policy, None).await?;
+        Ok(piece.prompt_bytes)
+    }
+
     /// Runs `job` under level 0: its piece, and what other policies are compared with.
     pub(super) async fn reference(&self, job: &Job) -> Result<(Piece, Reference)> {
         let (piece, own) = self.request(job, &Policy::default(), None).await?;

@@ -126,3 +126,78 @@ fn a_model_that_does_not_load_ends_it() {
     assert!(line.starts_with("error: model smollm2: "), "{line}");
     assert_eq!(code, 1);
 }
+
+/// What `cinch calibrate` refuses before it loads a model.
+#[test]
+fn a_calibration_that_cannot_be_ends_it() {
+    let folder = Folder::new("cli-calibrate");
+    let model = folder.file("model.gguf", &gguf("llama"));
+    let text = folder.file("text.txt", b"Call me Ishmael.");
+    let empty = folder.file("empty.txt", b" \n");
+    let none = text.with_file_name("none.txt");
+    let [text, empty, none] = [&text, &empty, &none].map(|path| path.display().to_string());
+    let under_a_file = format!("{text}/out");
+    let calibrate = |text: &str, out: &str, more: &[&str], set: &str| {
+        let mut cinch = Command::new(env!("CARGO_BIN_EXE_cinch"));
+        cinch.args(["calibrate", "--config", CONFIG, "--text", text, "--out", out]);
+        cinch.args(["--set", &format!("model.file={}", model.display())]);
+        cinch.args(["--set", set]).args(more);
+        error(&cinch.output().unwrap())
+    };
+    let warn = "log.level=warn";
+    let cases: [(&String, &str, &[&str], &str, &str); 7] = [
+        (&none, "out", &[], warn, "field `--text`: given "),
+        (
+            &empty,
+            "out",
+            &[],
+            warn,
+            "empty.txt (nothing in it), allowed a text file",
+        ),
+        (&text, &under_a_file, &[], warn, "field `--out`: given "),
+        (
+            &text,
+            &under_a_file,
+            &[],
+            warn,
+            "allowed a folder that can be made and written to",
+        ),
+        (
+            &text,
+            "out",
+            &["--method", "fp8"],
+            warn,
+            "field `--method`: given fp8, allowed rtn or kivi, ",
+        ),
+        (
+            &text,
+            "out",
+            &[],
+            "kv.plugin=off",
+            "field `--set`: given kv.plugin=off, allowed other fields: `cinch calibrate` sets ",
+        ),
+        (
+            &text,
+            "out",
+            &[],
+            "engine.prefix_cache=true",
+            "field `--set`: given engine.prefix_cache=true, allowed other fields",
+        ),
+    ];
+    for (text, out, more, set, wanted) in cases {
+        let (line, code) = calibrate(text, out, more, set);
+        assert!(line.contains(wanted), "{line}\n  wanted {wanted}");
+        assert_eq!(code, 2, "{line}");
+    }
+    let other_model = Command::new(env!("CARGO_BIN_EXE_cinch"))
+        .args(["calibrate", "--config", CONFIG, "--text", &text, "--out", "out"])
+        .args(["--set", "model.file=/no/such/model.gguf"])
+        .output()
+        .unwrap();
+    let (line, code) = error(&other_model);
+    assert!(
+        line.starts_with("error: field `model.file`: given /no/such/model.gguf"),
+        "{line}"
+    );
+    assert_eq!(code, 2);
+}

@@ -347,12 +347,12 @@ mod tests {
 
     #[test]
     fn names_do_not_list_the_bits_of_many_layers() {
-        let name = |layers: &str| {
+        let named = |layers: &str| {
             let json = format!(r#"{{"quantize": {{"k_bits": 3, "v_bits": 3, "layers": {{{layers}}}}}}}"#);
-            super::name(&serde_json::from_str(&json).unwrap())
+            name(&serde_json::from_str(&json).unwrap())
         };
         let own = |layer: usize| format!(r#""{layer}": {{"k_bits": 4}}"#);
-        let of = |count: usize| name(&(0..count).map(own).collect::<Vec<_>>().join(","));
+        let of = |count: usize| named(&(0..count).map(own).collect::<Vec<_>>().join(","));
         assert_eq!(of(0), "k3-v3");
         assert_eq!(of(2), "k3-v3-0-k4-1-k4");
         assert_eq!(of(MOST_RANGES), "k3-v3-0-k4-1-k4-2-k4");

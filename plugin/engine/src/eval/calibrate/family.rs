@@ -16,17 +16,37 @@ pub(super) enum Side {
     V,
 }
 
-/// Keys or values of a layer.
+/// Keys or values of a layer, or of several that follow one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Part {
-    pub(super) layer: usize,
+    pub(super) layers: LayerRange,
     pub(super) side: Side,
 }
 
-/// All parts of a cache of `layers` layers: keys and values of each in turn.
-pub(super) fn parts(layers: usize) -> Vec<Part> {
-    let both = |layer| [Side::K, Side::V].map(|side| Part { layer, side });
-    (0..layers).flat_map(both).collect()
+impl Part {
+    /// How many layers it has.
+    pub(super) fn count(self) -> usize {
+        (self.layers.last - self.layers.first) as usize + 1
+    }
+
+    /// The first of them.
+    pub(super) fn first(self) -> usize {
+        self.layers.first as usize
+    }
+}
+
+/// All parts of a cache of `layers` layers, of which `together` are one: keys and values of each in turn.
+pub(super) fn parts(layers: usize, together: usize) -> Vec<Part> {
+    let layers = u32::try_from(layers).unwrap_or(u32::MAX);
+    let together = u32::try_from(together).unwrap_or(u32::MAX).max(1);
+    let both = |at: u32| {
+        let layers = LayerRange {
+            first: at * together,
+            last: at.saturating_mul(together).saturating_add(together).min(layers) - 1,
+        };
+        [Side::K, Side::V].map(|side| Part { layers, side })
+    };
+    (0..layers.div_ceil(together)).flat_map(both).collect()
 }
 
 /// A policy with these bits in all layers but some. Keys are rotated where the method can: `rtn` breaks them in few bits
@@ -57,13 +77,16 @@ pub(super) fn alone(method: QuantizeMethod, part: Part, bits: Bits) -> Policy {
         Side::K => of(Some(bits), None),
         Side::V => of(None, Some(bits)),
     };
-    policy(method, (Bits::B16, Bits::B16), one(part.layer, own))
+    let layers = LayerOverrides::from([(part.layers, own)]);
+    policy(method, (Bits::B16, Bits::B16), layers)
 }
 
 /// Both parts of a layer in 8 bits, all else in f16.
 pub(super) fn next_to_nothing(layer: usize) -> Policy {
     let own = of(Some(Bits::B8), Some(Bits::B8));
-    policy(QuantizeMethod::Rtn, (Bits::B16, Bits::B16), one(layer, own))
+    let layer = single(u32::try_from(layer).unwrap_or(u32::MAX));
+    let layers = LayerOverrides::from([(layer, own)]);
+    policy(QuantizeMethod::Rtn, (Bits::B16, Bits::B16), layers)
 }
 
 /// Bits of K and V by layer: most layers' are the policy's own, the others' are overrides.
@@ -93,11 +116,6 @@ fn of(k_bits: Option<Bits>, v_bits: Option<Bits>) -> LayerBits {
     LayerBits { k_bits, v_bits }
 }
 
-fn one(layer: usize, own: LayerBits) -> LayerOverrides {
-    let layer = u32::try_from(layer).unwrap_or(u32::MAX);
-    LayerOverrides::from([(single(layer), own)])
-}
-
 fn single(layer: u32) -> LayerRange {
     LayerRange {
         first: layer,
@@ -115,13 +133,13 @@ mod tests {
     fn every_policy_can_be() {
         for method in METHODS {
             for bits in BITS {
-                for part in parts(3) {
+                for part in parts(3, 1) {
                     let policy = alone(method, part, bits);
                     assert_eq!(policy.validate(), Ok(()), "{policy}");
                     let quantize = policy.quantize.unwrap();
                     for layer in 0..3 {
                         let wanted = |side| {
-                            let own = Part { layer, side } == part;
+                            let own = part.first() == layer && part.side == side;
                             if own { bits } else { Bits::B16 }
                         };
                         assert_eq!(quantize.bits(layer), (wanted(Side::K), wanted(Side::V)));
@@ -132,7 +150,23 @@ mod tests {
             }
         }
         assert_eq!(next_to_nothing(2).validate(), Ok(()));
-        assert_eq!(parts(30).len(), 60);
+    }
+
+    #[test]
+    fn layers_together_are_one_part() {
+        assert_eq!(parts(30, 1).len(), 60);
+        let ranges = |layers, together| -> Vec<String> {
+            let keys = parts(layers, together).into_iter().step_by(2);
+            keys.map(|part| part.layers.to_string()).collect()
+        };
+        assert_eq!(ranges(7, 3), ["0-2", "3-5", "6"]);
+        assert_eq!(ranges(2, 9), ["0-1"]);
+        let counts: Vec<usize> = parts(7, 3).into_iter().map(Part::count).collect();
+        assert_eq!(counts, [3, 3, 3, 3, 1, 1]);
+        let policy = alone(QuantizeMethod::Rtn, parts(7, 3)[3], Bits::B2);
+        let quantize = policy.quantize.unwrap();
+        assert_eq!(quantize.bits(4), (Bits::B16, Bits::B2));
+        assert_eq!(quantize.bits(6), (Bits::B16, Bits::B16));
     }
 
     #[test]

@@ -102,6 +102,8 @@ struct Bench<'a> {
     points: &'a Points,
     method: QuantizeMethod,
     layers: usize,
+    /// How many of them are measured together.
+    together: usize,
     /// On which parts are measured.
     calibration: &'a [Job],
     /// Other ones.
@@ -115,6 +117,8 @@ struct Calibrated {
     parts: Vec<Sensitivity>,
     /// What each part may get.
     choices: Vec<Vec<Choice>>,
+    /// Of what was measured, attention error and KL divergence.
+    errors: Vec<(f64, f64)>,
 }
 
 async fn measure(
@@ -145,17 +149,13 @@ async fn measure(
         points,
         method: checked.method,
         layers: engine.layers(),
+        together: sizes.layers_together,
         calibration,
         verification,
     };
     bench.fits()?;
     let calibrated = bench.calibrate().await.map_err(failed)?;
     let levels = bench.levels(&calibrated).await.map_err(failed)?;
-    let errors: Vec<(f64, f64)> = calibrated
-        .parts
-        .iter()
-        .filter_map(|part| Some((part.attention_error?, part.kl.value)))
-        .collect();
     let layer = |(layer, pair): (usize, &[Sensitivity])| {
         Some(Layer {
             layer,
@@ -180,7 +180,7 @@ async fn measure(
         bits: BITS.to_vec(),
         floors: calibrated.floors,
         layers: calibrated.parts.chunks(2).enumerate().filter_map(layer).collect(),
-        error_kl_correlation: figures::spearman(&errors),
+        error_kl_correlation: figures::spearman(&calibrated.errors),
         levels,
     })
 }
@@ -211,7 +211,7 @@ impl Bench<'_> {
 
     /// Measures each part alone, and how bytes go with bits.
     async fn calibrate(&self) -> Result<Calibrated> {
-        let parts = parts(self.layers);
+        let parts = parts(self.layers, self.together);
         let every = self.layers.div_ceil(FLOORS).max(1);
         let floor_layers: Vec<usize> = (0..self.layers)
             .filter(|layer| layer % every == 0 || layer + 1 == self.layers)
@@ -240,13 +240,17 @@ impl Bench<'_> {
             .collect();
         let measured: Vec<(usize, f64)> = floors.iter().map(|floor| (floor.layer, floor.kl.value)).collect();
         let by_layer = sensitivity::floors(&measured, self.layers);
-        let parts: Vec<Sensitivity> = parts
+        let measured: Vec<Sensitivity> = parts
             .iter()
             .zip(rows)
-            .map(|(part, pieces)| sensitivity::of(&pieces, full, by_layer[part.layer]))
+            .map(|(part, pieces)| sensitivity::of(&pieces, part.count(), full, by_layer[part.first()]))
             .collect();
+        let of_layer = |layer: usize| measured.chunks(2).nth(layer / self.together).unwrap_or_default();
+        let parts: Vec<Sensitivity> = (0..self.layers).flat_map(of_layer).copied().collect();
+        let error = |part: &Sensitivity| Some((part.attention_error?, part.kl.value));
         Ok(Calibrated {
             choices: sensitivity::choices(&parts, &uniform),
+            errors: measured.iter().filter_map(error).collect(),
             floors,
             parts,
         })
@@ -365,14 +369,14 @@ impl Bench<'_> {
     /// What a policy's parts have, as indices into [`BITS`].
     fn choices_of(&self, policy: &Policy) -> Vec<usize> {
         let of = |part: family::Part| {
-            let (k, v) = policy.quantize.as_ref()?.bits(part.layer);
+            let (k, v) = policy.quantize.as_ref()?.bits(part.first());
             let bits = match part.side {
                 Side::K => k,
                 Side::V => v,
             };
             BITS.iter().position(|other| *other == bits)
         };
-        parts(self.layers).into_iter().filter_map(of).collect()
+        parts(self.layers, 1).into_iter().filter_map(of).collect()
     }
 }
 

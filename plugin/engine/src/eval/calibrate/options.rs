@@ -21,7 +21,7 @@ pub struct Options {
     /// goes on where an earlier one was ended.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Little text: minutes instead of tens of them, and figures to match.
+    /// Little text, and three layers together: minutes instead of tens of them, and figures to match.
     #[arg(long)]
     pub quick: bool,
     /// How values map to codes: rtn (its keys rotated) or kivi.
@@ -40,6 +40,8 @@ pub(super) struct Sizes {
     pub(super) context: usize,
     /// Tokens that are then forced.
     pub(super) steps: usize,
+    /// Layers that follow one another and are measured together.
+    pub(super) layers_together: usize,
 }
 
 impl Sizes {
@@ -50,12 +52,14 @@ impl Sizes {
                 verification_windows: 1,
                 context: 192,
                 steps: 32,
+                layers_together: 3,
             },
             Mode::Full => Self {
                 calibration_windows: 2,
                 verification_windows: 4,
                 context: 1024,
                 steps: 128,
+                layers_together: 1,
             },
         }
     }

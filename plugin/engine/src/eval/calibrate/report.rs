@@ -174,7 +174,8 @@ pub(super) fn table(report: &Report) -> String {
     let sizes = &report.sizes;
     let mut out = format!(
         "{}, activations {}, kernels {}, method {}: {} windows of {} calibrated on, {} others verified on; {} prompt and {} \
-         forced tokens each\n\nKL in nats of keys or values alone in 2 bits, with 95 % intervals, and bits that K and V get\n\n\
+         forced tokens each\n\nKL in nats of keys or values alone in 2 bits, layers measured {} at a time, with 95 % \
+         intervals, and bits that K and V get\n\n\
          | layer | K | V |",
         report.model.name,
         report.model.dtype,
@@ -185,6 +186,7 @@ pub(super) fn table(report: &Report) -> String {
         sizes.verification_windows,
         sizes.context,
         sizes.steps,
+        sizes.layers_together,
     );
     for level in &report.levels {
         let _ = write!(out, " {} bits |", level.bits);
@@ -339,17 +341,17 @@ mod tests {
 
     #[test]
     fn the_grid_has_what_is_better_and_reads() {
-        let report = report(Verdict::Better);
-        let text = grid(&report).unwrap().unwrap();
+        let better = report(Verdict::Better);
+        let text = grid(&better).unwrap().unwrap();
         let before = grid::parse(grid::DEFAULT, "default", Mode::Quick).unwrap();
         let after = grid::parse(&text, "grid.toml", Mode::Quick).unwrap();
         assert_eq!(after.policies.len(), before.policies.len() + 1);
         let wanted = (
             "k2-rotated-v3-by-layer".to_owned(),
-            report.levels[0].calibrated.policy.clone(),
+            better.levels[0].calibrated.policy.clone(),
         );
         assert_eq!(after.policies.last(), Some(&wanted));
-        assert_eq!(grid(&super::tests::report(Verdict::NoDifference)).unwrap(), None);
+        assert_eq!(grid(&report(Verdict::NoDifference)).unwrap(), None);
     }
 
     #[test]

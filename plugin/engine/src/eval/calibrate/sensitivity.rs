@@ -19,7 +19,7 @@ use super::family::BITS;
 /// Standard errors between the ends of an interval of 95 %.
 const STANDARD_ERRORS: f64 = 3.92;
 
-/// Keys or values of a layer.
+/// Keys or values of a layer. Of layers that were measured together, each has all figures, and its share of damage and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sensitivity {
     /// Mean KL divergence from level 0 with only them in 2 bits, nats.
@@ -55,11 +55,11 @@ pub(super) fn bytes(pieces: &[&Piece]) -> u64 {
     sum / pieces.len().max(1) as u64
 }
 
-/// Of a part alone in the fewest bits, beside level 0's bytes and its layer's floor.
-pub(super) fn of(pieces: &[&Piece], full_bytes: u64, floor: f64) -> Sensitivity {
+/// Each of `layers` layers that were alone in the fewest bits together, beside level 0's bytes and their floor.
+pub(super) fn of(pieces: &[&Piece], layers: usize, full_bytes: u64, floor: f64) -> Sensitivity {
     let kl = kl(pieces);
     let errors: Vec<f64> = pieces.iter().filter_map(|piece| piece.attention_error).collect();
-    let saved_bytes = full_bytes.saturating_sub(bytes(pieces));
+    let saved_bytes = full_bytes.saturating_sub(bytes(pieces)) / layers.max(1) as u64;
     let least = (kl.high - kl.low) / STANDARD_ERRORS;
     Sensitivity {
         kl,
@@ -67,7 +67,7 @@ pub(super) fn of(pieces: &[&Piece], full_bytes: u64, floor: f64) -> Sensitivity 
         damage: if saved_bytes == 0 {
             0.0
         } else {
-            (kl.value - floor).max(least)
+            (kl.value - floor).max(least) / layers.max(1) as f64
         },
         saved_bytes,
         attention_error: (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64),

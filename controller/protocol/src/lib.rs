@@ -25,5 +25,5 @@ pub use ladder::{Ladder, LadderLevel, LevelFigures};
 pub use layers::{LayerBits, LayerOverrides, LayerRange};
 pub use policy::{Policy, PolicyError, Store};
 pub use project::{Project, ProjectMethod};
-pub use quantize::{Bits, GROUP, Quantize, QuantizeMethod};
+pub use quantize::{Bits, GROUP, Quantize, QuantizeMethod, Rope};
 pub use select::{Heads, Layers, Merge, Select, SelectMethod};

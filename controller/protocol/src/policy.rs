@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::project::{Project, ProjectMethod};
-use crate::quantize::{Bits, Quantize};
+use crate::quantize::{Bits, Quantize, Rope};
 use crate::select::Select;
 
 /// One request's or class's compression. The default is level 0: everything kept, in f16.
@@ -65,6 +65,13 @@ impl Policy {
                     quantize.method.name(),
                     &allowed,
                 ));
+            }
+            if let Some(project) = &self.project
+                && project.k_rank.is_some()
+                && quantize.before_rope()
+            {
+                let allowed = format!("after, with project {}: its bases are of keys as they are cached", project.method.name());
+                return Err(PolicyError::new("quantize.rope", Rope::Before, &allowed));
             }
             if self.store == Store::Exact && quantize.all_bits().any(|bits| bits != Bits::B16) {
                 let allowed = "full, when quantize packs K or V";

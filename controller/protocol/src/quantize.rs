@@ -41,6 +41,11 @@ pub struct Quantize {
     /// Bits of K and V of the other tokens. By default 2; fewer than `k_bits` and `v_bits`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_bits: Option<Bits>,
+    /// Whether K is packed as it was before its rotary embedding, or as it is cached, after it. By default before: channels then
+    /// keep their ranges along a text (`KVQuant`, arXiv 2401.18079, section 3.2). A model whose rotary frequencies are not
+    /// known is refused with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<Rope>,
     /// Bits of layers that keep others than these, such as the ones that matter most to a model.
     #[serde(default, skip_serializing_if = "LayerOverrides::is_empty")]
     pub layers: LayerOverrides,
@@ -59,7 +64,7 @@ methods! {
         /// KIVI (arXiv 2402.02750): K per channel over 32 tokens, V per token as `rtn`.
         Kivi = "kivi" ["rotate_k"];
         /// `KVQuant` (arXiv 2401.18079): as `kivi`, with levels where the values are, and outliers kept as they are.
-        Kvquant = "kvquant" ["outliers"];
+        Kvquant = "kvquant" ["outliers", "rope"];
         /// GEAR (arXiv 2403.05527): as `kivi`, with a low-rank part of the error, and outliers kept as they are.
         Gear = "gear" ["outliers", "rank"];
         /// `ZipCache` (arXiv 2405.14256) and `MiKV` (arXiv 2402.18096): tokens that matter keep more bits than the others.
@@ -77,6 +82,25 @@ impl QuantizeMethod {
             Self::Rtn | Self::Kivi | Self::Fp8 => true,
             Self::Kvquant | Self::Gear | Self::Zipcache => false,
         }
+    }
+}
+
+/// On which side of their rotary embedding keys are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rope {
+    /// As they are before it: turned back by their positions, and forth again when they are read.
+    Before,
+    /// As they are cached.
+    After,
+}
+
+impl fmt::Display for Rope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Before => "before",
+            Self::After => "after",
+        })
     }
 }
 
@@ -197,6 +221,7 @@ impl Quantize {
             range("quantize.salient", salient, 0.05, 0.95)?;
         }
         self.own("low_bits", self.low_bits)?;
+        self.own("rope", self.rope)?;
         let packed = |bits: Bits| bits != Bits::B16;
         let keys = self.layers.values().filter_map(|own| own.k_bits);
         let no_keys = !keys.chain([self.k_bits]).any(packed);
@@ -227,6 +252,12 @@ impl Quantize {
         Ok(())
     }
 
+    /// Whether packed keys are turned back to what they were before their rotary embedding.
+    #[must_use]
+    pub fn before_rope(&self) -> bool {
+        self.method == QuantizeMethod::Kvquant && self.rope != Some(Rope::After)
+    }
+
     /// Bits of tokens that are not salient.
     #[must_use]
     pub fn low(&self) -> Bits {
@@ -246,7 +277,12 @@ impl fmt::Display for Quantize {
             write!(f, "{} ", self.method.name())?;
         }
         let rotated = if self.rotate_k { " rotated" } else { "" };
-        write!(f, "k{}{rotated} v{}", self.k_bits, self.v_bits)?;
+        let after = if self.rope == Some(Rope::After) {
+            " after rope"
+        } else {
+            ""
+        };
+        write!(f, "k{}{rotated}{after} v{}", self.k_bits, self.v_bits)?;
         if self.method == QuantizeMethod::Zipcache {
             write!(f, " low {}", self.low())?;
         }
@@ -284,6 +320,7 @@ mod tests {
             ("rank", "2"),
             ("salient", "0.5"),
             ("low_bits", "3"),
+            ("rope", "\"before\""),
         ];
         for method in QuantizeMethod::ALL {
             let bits = if *method == QuantizeMethod::Fp8 { 8 } else { 4 };
@@ -359,6 +396,10 @@ mod tests {
             (r#"{"k_bits": 4, "v_bits": 4}"#, "k4 v4"),
             (r#"{"k_bits": 4, "rotate_k": true, "v_bits": 3}"#, "k4 rotated v3"),
             (r#"{"method": "kivi", "k_bits": 2, "v_bits": 2}"#, "kivi k2 v2"),
+            (
+                r#"{"method": "kvquant", "k_bits": 2, "v_bits": 3, "rope": "after"}"#,
+                "kvquant k2 after rope v3",
+            ),
             (
                 r#"{"method": "zipcache", "k_bits": 4, "v_bits": 4}"#,
                 "zipcache k4 v4 low 2",

@@ -46,6 +46,8 @@ pub struct BlockView {
     pub v: Codec,
     /// Whether keys are stored rotated.
     pub rotated: bool,
+    /// Whether keys are stored as they were before their rotary embedding.
+    pub before_rope: bool,
     /// Whether a tile's tokens share a channel's scale and zero.
     pub channels: bool,
     /// Whether rows keep fewer dimensions.
@@ -112,6 +114,7 @@ fn head_view(head: &Head) -> HeadView {
                 k: block.pair().k,
                 v: block.pair().v,
                 rotated: block.pair().rotated,
+                before_rope: block.pair().before_rope,
                 channels: block.pair().channels,
                 projected: block.pair().projected,
                 beside: block.pair().beside.name(),

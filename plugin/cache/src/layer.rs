@@ -13,6 +13,7 @@ use cinch_protocol::Store;
 
 use crate::plan::{Place, Plan};
 use crate::quantize::{Beside, bits};
+use crate::rotary::Turns;
 use crate::select::{Statistics, moments};
 use crate::store::{Column, Dims, Head, Ledger, Pair, Targets};
 
@@ -74,7 +75,7 @@ impl Layer {
         ledger: &Arc<Ledger>,
         kernels: Kernels,
         place: Place,
-        shape: LayerShape,
+        (shape, rotary): (LayerShape, Option<Arc<Turns>>),
         plan: &Arc<Plan>,
         dtype: DType,
     ) -> Self {
@@ -94,7 +95,9 @@ impl Layer {
             evicted_at: 0,
             since: 0,
             decoded: 0,
-            heads: (0..shape.kv_heads).map(|_| Head::new(ledger, dims)).collect(),
+            heads: (0..shape.kv_heads)
+                .map(|_| Head::new(ledger, dims, rotary.clone()))
+                .collect(),
             scores: Some(Column::new(ledger)),
         };
         if plan.head_scores() {
@@ -189,7 +192,8 @@ impl Layer {
         }
         blocks.all(|pair| {
             // Keys of as many bits in another basis or other groups are not what was asked for; of more bits, they are no worse.
-            let same = (pair.rotated, pair.channels) == (asked.packed.rotated, asked.packed.channels);
+            let keys = |pair: Pair| (pair.rotated, pair.before_rope, pair.channels);
+            let same = keys(pair) == keys(asked.packed);
             let basis = same || bits(pair.k) > bits(asked.packed.k);
             // What is beside codes makes rows better, but for those that are among salient ones, or merged.
             let beside = pair.beside == asked.packed.beside

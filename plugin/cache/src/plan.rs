@@ -7,10 +7,11 @@ use candle_core::DType;
 use cinch_hooks::LayerShape;
 use cinch_kernels::Codec;
 use cinch_protocol::{
-    Heads, Layers, Merge, Policy, PolicyError, Project, ProjectMethod, SelectMethod, Store,
+    Heads, Layers, Merge, Policy, PolicyError, Project, ProjectMethod, Quantize, Rope, SelectMethod, Store,
 };
 
 use crate::quantize::{self, Beside, Fraction};
+use crate::rotary::Rotaries;
 use crate::select::quest::Attended;
 use crate::select::{self, Budget, Method, Statistics, pyramid};
 use crate::store::{MOST_DIM, Pair, Targets};
@@ -211,7 +212,7 @@ impl Plan {
     }
 
     /// Whether a model of these layers can be served so.
-    pub(crate) fn fits(&self, shapes: &[LayerShape]) -> Result<(), PolicyError> {
+    pub(crate) fn fits(&self, shapes: &[LayerShape], rotary: &Rotaries) -> Result<(), PolicyError> {
         if let Some(dim) = shapes
             .iter()
             .map(|shape| shape.k_dim.max(shape.v_dim))
@@ -260,6 +261,12 @@ impl Plan {
             let dim = |rank: Option<u32>, dim| rank.map_or(dim, |rank| rank as usize);
             let (k_dim, v_dim) = (dim(k_rank, shape.k_dim), dim(v_rank, shape.v_dim));
             quantize::fits(quantize, layer, k_dim, v_dim)?;
+            if quantize::before_rope(quantize, layer)
+                && let Err(reason) = rotary.of(layer, shapes)
+            {
+                let allowed = format!("after, with this model: {reason}");
+                return Err(PolicyError::new("quantize.rope", Rope::Before, &allowed));
+            }
         }
         Ok(())
     }
@@ -320,6 +327,7 @@ impl Plan {
                 k: k.unwrap_or(store),
                 v: v.unwrap_or(store),
                 rotated: keys.is_some_and(|quantize| quantize.rotate_k),
+                before_rope: keys.is_some_and(Quantize::before_rope),
                 channels: keys.is_some_and(quantize::by_channel),
                 projected: self.projects().is_some(),
                 beside: match self.merges_rows(place) {

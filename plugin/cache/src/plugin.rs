@@ -16,6 +16,7 @@ use crate::inspect::{self, HeadRows, LayerView};
 use crate::observe::Observer;
 use crate::plan::{Place, Plan};
 use crate::registry::{Assignment, Found, Request, RequestSnapshot, lock};
+use crate::rotary::{self, RotaryLayers};
 use crate::sequence::{Owner, Sequence};
 use crate::settings::PluginSettings;
 use crate::shared::Core;
@@ -53,7 +54,7 @@ impl Plugin {
         let plan = Plan::compile(self.core.next_plan(), level, policy)?;
         // Before a model is loaded, `open` tells.
         if let Some((shapes, _)) = self.core.model.get() {
-            plan.fits(shapes)?;
+            plan.fits(shapes, &self.core.rotary)?;
         }
         Ok(Arc::new(plan))
     }
@@ -205,6 +206,31 @@ impl Plugin {
             .max()
     }
 
+    /// Says how keys of the model's managed layers turn with their positions, before its first request. Until then that is
+    /// not known, and policies that need it are refused.
+    pub fn set_rotary(&self, layers: RotaryLayers) {
+        self.core.rotary.set(layers);
+    }
+
+    /// Compares the keys of a request's prompt with what [`set_rotary`](Self::set_rotary) said of them. The prompt must be
+    /// one token, two times or more.
+    pub fn check_rotary(&self, request: usize) {
+        self.core.check.begin(request);
+    }
+
+    /// Ends that: by how much of their length the same token's keys differ when they are turned back, at most. If it is too
+    /// much, how keys turn is not known any more.
+    ///
+    /// # Errors
+    /// What speaks against what was said.
+    pub fn rotary_checked(&self) -> Result<f64, String> {
+        let worst = self.core.check.end();
+        let layers = self.core.model.get().map_or(0, |(layers, _)| layers.len());
+        rotary::verdict(&worst, layers).inspect_err(|reason| {
+            self.core.rotary.set(RotaryLayers::Unknown(reason.clone()));
+        })
+    }
+
     /// Who is told of measurements as they happen. Replaces the one before.
     pub fn set_observer(&self, observer: Box<dyn Observer>) {
         self.core.set_observer(observer.into());
@@ -322,7 +348,7 @@ impl CachePolicy for Plugin {
         let request = self.serve(info);
         request
             .plan()
-            .fits(&info.layers)
+            .fits(&info.layers, &self.core.rotary)
             .map_err(|error| HookError::Policy {
                 request: info.request,
                 reason: error.to_string(),

@@ -59,7 +59,7 @@ impl Sequence {
                     &core.ledger,
                     core.settings.kernels,
                     place,
-                    *shape,
+                    (*shape, core.rotary.of(layer, &info.layers).ok()),
                     &plan,
                     info.dtype,
                 )

@@ -11,6 +11,7 @@ use crate::gauges::Gauges;
 use crate::observe::Observer;
 use crate::plan::Plan;
 use crate::registry::{Registry, lock};
+use crate::rotary::{Check, Rotaries};
 use crate::settings::PluginSettings;
 use crate::store::Ledger;
 
@@ -29,6 +30,9 @@ pub(crate) struct Core {
     pub(crate) prefix: PrefixReport,
     /// The layers and the dtype of the model, once it has opened a sequence.
     pub(crate) model: OnceLock<(Vec<LayerShape>, DType)>,
+    /// How its keys turn with their positions.
+    pub(crate) rotary: Rotaries,
+    pub(crate) check: Check,
     /// Query heads that share a KV head, at most; 0 until the model has attended.
     pub(crate) group: AtomicUsize,
     prefixes: Mutex<HashMap<u64, Arc<Gauges>>>,
@@ -47,6 +51,8 @@ impl Core {
             registry: Registry::default(),
             prefix: PrefixReport::default(),
             model: OnceLock::new(),
+            rotary: Rotaries::default(),
+            check: Check::default(),
             group: AtomicUsize::new(0),
             prefixes: Mutex::default(),
             default: RwLock::new(Arc::new(default)),

@@ -7,7 +7,7 @@ mod common;
 
 use cinch_cache::Plugin;
 use cinch_hooks::{CachePolicy, ForkRole};
-use cinch_protocol::{Policy, ProjectMethod, QuantizeMethod, SelectMethod};
+use cinch_protocol::{Policy, ProjectMethod, QuantizeMethod, Rope, SelectMethod};
 use common::matrix::{check, check_budget, merges, total};
 use common::*;
 
@@ -57,7 +57,14 @@ fn pairs(first: &[String], second: &[String]) {
     for a in first {
         for b in second {
             println!("{a} × {b}");
-            let policy: Policy = serde_json::from_str(&format!("{{{a}, {b}}}")).unwrap();
+            let mut policy: Policy = serde_json::from_str(&format!("{{{a}, {b}}}")).unwrap();
+            if let (Some(project), Some(quantize)) = (&policy.project, &mut policy.quantize)
+                && project.k_rank.is_some()
+                && quantize.before_rope()
+            {
+                // Bases are of keys as they are cached.
+                quantize.rope = Some(Rope::After);
+            }
             if policy.validate().is_err() {
                 // The only pairs that there are not: rows are merged of codes alone.
                 let method = policy.quantize.unwrap().method;

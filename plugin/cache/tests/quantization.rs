@@ -193,7 +193,7 @@ fn what_is_beside_codes_makes_keys_better() {
     for bits in [2, 3, 4] {
         let kivi = error(r#""method": "kivi""#, bits);
         for better in [
-            r#""method": "kvquant", "outliers": 0.0"#,
+            r#""method": "kvquant", "outliers": 0.0, "rope": "after""#,
             r#""method": "gear", "outliers": 0.0, "rank": 8"#,
             r#""method": "gear", "outliers": 0.05, "rank": 1"#,
         ] {

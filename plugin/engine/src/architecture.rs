@@ -128,17 +128,11 @@ pub fn check(settings: &Settings) -> Result<(), FieldFault> {
     if settings.model.kind != ModelKind::Hf || settings.kv.plugin == Switch::Off {
         return Ok(());
     }
-    let folder = model::home(Path::new(id));
-    let adapter = folder.join("xlora_config.json");
+    let adapter = model::home(Path::new(id)).join("xlora_config.json");
     if adapter.is_file() {
         return Err(fault(id, &format!("an X-LoRA adapter: {XLORA}")));
     }
-    let path = if folder.is_dir() {
-        Some(folder.join("config.json"))
-    } else {
-        mistralrs_core::hf_hub_cache_dir().and_then(|cache| in_hub_cache(&cache, id))
-    };
-    let Some(path) = path else {
+    let Some(path) = description(settings) else {
         return Ok(());
     };
     let unreadable = |err: &dyn std::fmt::Display| {
@@ -151,6 +145,17 @@ pub fn check(settings: &Settings) -> Result<(), FieldFault> {
     let text = std::fs::read_to_string(&path).map_err(|err| unreadable(&err))?;
     let config: Config = serde_json::from_str(&text).map_err(|err| unreadable(&err))?;
     managed(id, &config)
+}
+
+/// config.json of the configured safetensors, where that is on this machine.
+pub(crate) fn description(settings: &Settings) -> Option<PathBuf> {
+    let id = settings.model.model_id.as_deref().unwrap_or_default();
+    let folder = model::home(Path::new(id));
+    if folder.is_dir() {
+        Some(folder.join("config.json"))
+    } else {
+        mistralrs_core::hf_hub_cache_dir().and_then(|cache| in_hub_cache(&cache, id))
+    }
 }
 
 /// config.json of the revision that was fetched last.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use cinch_cache::{
     Assignment, ErrorSample, Matmul, Observer, Plugin, PluginSettings, RequestSnapshot,
-    RequestState as PluginState, RetuneError, RetuneReceipt,
+    RequestState as PluginState, RetuneError, RetuneReceipt, RotaryLayers,
 };
 use cinch_hooks::CachePolicy;
 use cinch_kernels::Kernels;
@@ -160,6 +160,28 @@ impl Kv {
         if let Some(bytes) = view.uncompressed_bytes.checked_div(view.seen) {
             self.bytes_per_token.store(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Says how keys of the model's managed layers turn with their positions.
+    pub fn set_rotary(&self, layers: RotaryLayers) {
+        if let Some(plugin) = &self.plugin {
+            plugin.set_rotary(layers);
+        }
+    }
+
+    /// Holds the keys of a request that is about to be sent against that; its prompt is one token again and again.
+    pub fn check_rotary(&self, request: usize) {
+        if let Some(plugin) = &self.plugin {
+            plugin.check_rotary(request);
+        }
+    }
+
+    /// What came of it: by how much of their length keys are off.
+    ///
+    /// # Errors
+    /// What speaks against what was said.
+    pub fn rotary_checked(&self) -> Result<f64, String> {
+        self.plugin.as_ref().map_or(Ok(0.0), |plugin| plugin.rotary_checked())
     }
 
     /// Whether the plugin is on.

@@ -23,6 +23,7 @@ pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod probe;
+pub mod rotary;
 pub mod run;
 pub mod serve;
 pub mod state;

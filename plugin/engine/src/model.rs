@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
+use cinch_cache::RotaryLayers;
 use mistralrs_core::{
     AutoLoaderBuilder, DefaultSchedulerMethod, DeviceMapSetting, EmbeddingSpecificConfig, GGUFLoaderBuilder,
     GGUFSpecificConfig, Loader, MistralRs, MistralRsBuilder, ModelDType, MultimodalSpecificConfig,
     NormalRequest, NormalSpecificConfig, Pipeline, Request, RequestMessage, Response, SamplingParams,
-    SchedulerConfig, TokenSource,
+    SchedulerConfig, TokenSource, Usage,
 };
 use mistralrs_server_core::mistralrs_server_router_builder::MistralRsServerRouterBuilder;
 use tokio::sync::Mutex;
@@ -21,10 +22,12 @@ use crate::config::{DType, LogFormat, Model, ModelKind, Settings};
 use crate::fields::{FieldFault, first_line};
 use crate::kv::Kv;
 use crate::state::{Encode, Loaded};
-use crate::{architecture, gguf_check};
+use crate::{architecture, gguf_check, rotary};
 
 /// Prefixes mistral.rs keeps where the plugin does not bound them by bytes: its own default.
 const PREFIXES: usize = 16;
+/// The same token in a row, by which the self-test tells how keys turn.
+const SAME: usize = 64;
 /// Between two lines that say a load still goes on.
 const STILL_LOADING: Duration = Duration::from_secs(5);
 /// What the self-test's two tokens may take at most, on the slowest machine with the largest model.
@@ -187,6 +190,7 @@ pub async fn load(settings: &Settings, end_of_text: EndOfText) -> Result<Loaded,
         encode,
         context,
         dtype,
+        rotary: rotary::of(settings),
     })
 }
 
@@ -284,44 +288,20 @@ pub(crate) fn home(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// What went wrong.
-pub async fn self_test(id: &str, mistralrs: &Arc<MistralRs>, kv: &Kv) -> Result<(), ModelError> {
+pub async fn self_test(id: &str, loaded: &Loaded, kv: &Kv) -> Result<(), ModelError> {
     let failed = |reason: String| ModelError::SelfTest {
         id: id.to_owned(),
         reason: first_line(&reason).to_owned(),
     };
-    let (response, mut answers) = tokio::sync::mpsc::channel(4);
+    let mistralrs = &loaded.mistralrs;
+    kv.set_rotary(loaded.rotary.clone());
     let request = mistralrs.next_request_id();
-    let params = SamplingParams {
-        max_len: Some(2),
-        ..SamplingParams::deterministic()
-    };
     let message = RequestMessage::Completion {
         text: "The quick brown fox".into(),
         echo_prompt: false,
         best_of: None,
     };
-    let normal = NormalRequest::new_simple(message, params, response, request, None, None);
-    let sender = mistralrs
-        .get_sender(None)
-        .map_err(|err| failed(err.to_string()))?;
-    let sent = sender.send(Request::Normal(Box::new(normal))).await;
-    sent.map_err(|_| failed("the engine's thread has ended".into()))?;
-    let answer = tokio::time::timeout(SELF_TEST_TIMEOUT, answers.recv()).await;
-    let usage = match answer {
-        Ok(Some(Response::CompletionDone(done))) => done.usage,
-        Ok(Some(Response::CompletionModelError(message, _))) => return Err(failed(message)),
-        Ok(Some(Response::InternalError(err) | Response::ValidationError(err))) => {
-            return Err(failed(err.to_string()));
-        }
-        Ok(Some(_)) => return Err(failed("an answer of another kind than was asked for".into())),
-        Ok(None) => return Err(failed("no answer: the engine's thread has panicked".into())),
-        Err(_) => {
-            return Err(failed(format!(
-                "no answer within {} s",
-                SELF_TEST_TIMEOUT.as_secs()
-            )));
-        }
-    };
+    let usage = answered(mistralrs, request, message).await.map_err(failed)?;
     if kv.on() {
         let view = kv.request(request).map_err(|_| {
             failed("this architecture goes round the seam: the plugin never saw its keys and values".into())
@@ -335,6 +315,7 @@ pub async fn self_test(id: &str, mistralrs: &Arc<MistralRs>, kv: &Kv) -> Result<
             )));
         }
         kv.learn_bytes_per_token(&view);
+        check_rotary(loaded, kv).await.map_err(failed)?;
     } else {
         warn!("kv.plugin is off: the KV cache is mistral.rs' own, nothing is compressed");
     }
@@ -342,5 +323,46 @@ pub async fn self_test(id: &str, mistralrs: &Arc<MistralRs>, kv: &Kv) -> Result<
         "self-test passed: {} prompt and {} new tokens",
         usage.prompt_tokens, usage.completion_tokens
     );
+    Ok(())
+}
+
+/// Two tokens' answer to a prompt of the self-test.
+async fn answered(mistralrs: &MistralRs, request: usize, message: RequestMessage) -> Result<Usage, String> {
+    let (response, mut answers) = tokio::sync::mpsc::channel(4);
+    let params = SamplingParams {
+        max_len: Some(2),
+        ..SamplingParams::deterministic()
+    };
+    let normal = NormalRequest::new_simple(message, params, response, request, None, None);
+    let sender = mistralrs.get_sender(None).map_err(|err| err.to_string())?;
+    let sent = sender.send(Request::Normal(Box::new(normal))).await;
+    sent.map_err(|_| "the engine's thread has ended")?;
+    match tokio::time::timeout(SELF_TEST_TIMEOUT, answers.recv()).await {
+        Ok(Some(Response::CompletionDone(done))) => Ok(done.usage),
+        Ok(Some(Response::CompletionModelError(message, _))) => Err(message),
+        Ok(Some(Response::InternalError(err) | Response::ValidationError(err))) => Err(err.to_string()),
+        Ok(Some(_)) => Err("an answer of another kind than was asked for".into()),
+        Ok(None) => Err("no answer: the engine's thread has panicked".into()),
+        Err(_) => Err(format!("no answer within {} s", SELF_TEST_TIMEOUT.as_secs())),
+    }
+}
+
+/// Holds how keys are said to turn against those of one token again and again. Where it is not so, it is not known.
+async fn check_rotary(loaded: &Loaded, kv: &Kv) -> Result<(), String> {
+    if let RotaryLayers::Unknown(reason) = &loaded.rotary {
+        info!("how keys turn with their positions is not known: {reason}");
+        return Ok(());
+    }
+    let token = (loaded.encode)("fox", false).and_then(|tokens| tokens.last().copied());
+    let same = vec![token.unwrap_or(0); SAME.min(loaded.context / 2)];
+    let request = loaded.mistralrs.next_request_id();
+    kv.check_rotary(request);
+    let answer = answered(&loaded.mistralrs, request, RequestMessage::CompletionTokens(same)).await;
+    let checked = kv.rotary_checked();
+    answer?;
+    match checked {
+        Ok(off) => info!("keys turn with their positions as the model's description says, within {off:.1e}"),
+        Err(reason) => warn!("{reason}; policies that need to know are refused"),
+    }
     Ok(())
 }

@@ -156,7 +156,7 @@ pub fn probe(mut settings: Settings, plan: &Path, out: &Path) -> Result<(), RunE
         };
         let loaded = model::load(&app.settings, end).await?;
         let name = model::served_name(&app.settings.model);
-        model::self_test(&name, &loaded.mistralrs, &app.kv).await?;
+        model::self_test(&name, &loaded, &app.kv).await?;
         let choice = app.classes.current("default", "class")?;
         let assign = |id| {
             if let Err(refusal) = app.kv.assign(id, "default", choice.clone(), false) {
@@ -243,7 +243,7 @@ async fn get_ready(app: &Arc<App>) -> Result<(), RunError> {
     let loaded = model::load(&app.settings, EndOfText::Ends).await?;
     app.set_phase(Phase::Testing);
     let name = model::served_name(&app.settings.model);
-    model::self_test(&name, &loaded.mistralrs, &app.kv).await?;
+    model::self_test(&name, &loaded, &app.kv).await?;
     app.set_loaded(loaded);
     app.set_phase(Phase::Ready);
     info!("ready: {name} on http://{}", app.settings.server.listen);

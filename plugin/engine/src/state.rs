@@ -63,6 +63,8 @@ pub struct Loaded {
     pub context: usize,
     /// What activations are in.
     pub dtype: candle_core::DType,
+    /// How its keys turn with their positions, as its description says.
+    pub rotary: cinch_cache::RotaryLayers,
 }
 
 /// Shared by all handlers.

@@ -146,6 +146,9 @@ pub(crate) fn attend(
         layer.prompt = sequence.prompt();
         layer.prepare(&core.ledger, geometry.group());
     }
+    if let Some(request) = core.check.request() {
+        check_keys(&step, request, &sequences, &layers);
+    }
     let before: Vec<Vec<usize>> = layers
         .iter()
         .map(|layer| layer.heads.iter().map(Head::kept).collect())
@@ -181,6 +184,21 @@ pub(crate) fn attend(
     drop(layers);
     settle::report(core, &sequences, &settled);
     Ok(out)
+}
+
+/// Holds keys of the request under watch against how they are said to turn.
+fn check_keys(step: &Step<'_>, request: usize, sequences: &[&Sequence], layers: &[MutexGuard<'_, Layer>]) {
+    for (row, (sequence, layer)) in sequences.iter().zip(layers).enumerate() {
+        let watched = sequence.request().is_some_and(|own| own.id == request);
+        let turns = step.core.rotary.of(step.layer, sequence.shapes());
+        let Some(turns) = turns.ok().filter(|_| watched && step.geometry.fresh > 1) else {
+            continue;
+        };
+        for head in 0..step.geometry.shape.kv_heads {
+            let keys = (0..step.geometry.fresh).map(|token| step.k.row(row, head, token));
+            step.core.check.compare(step.layer, &turns, layer.seen, keys);
+        }
+    }
 }
 
 fn sequences<'a>(

@@ -143,6 +143,11 @@ pub(crate) fn by_channel(quantize: &Quantize) -> bool {
     }
 }
 
+/// Whether a layer's keys are packed as they were before their rotary embedding.
+pub(crate) fn before_rope(quantize: &Quantize, layer: usize) -> bool {
+    quantize.before_rope() && codecs(quantize, layer).0.is_some()
+}
+
 /// Whether heads of these dimensions, those that projection leaves, can be packed by a policy's method.
 pub(crate) fn fits(quantize: &Quantize, layer: usize, k_dim: usize, v_dim: usize) -> Result<(), PolicyError> {
     if let (Some(codec), _) = codecs(quantize, layer)

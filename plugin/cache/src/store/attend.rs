@@ -9,6 +9,7 @@ use smallvec::smallvec;
 
 use super::{Head, Pair};
 use crate::error::kernel;
+use crate::rotary::Way;
 
 /// What a run of rows of one kind gave.
 struct Run {
@@ -135,6 +136,7 @@ impl Head {
                 k.resize(keys + block.rows() * dims.k, 0.0);
                 v.resize(values + block.rows() * dims.v, 0.0);
                 block.unpack_keys(&mut k[keys..])?;
+                self.turn(block.pair(), Way::Forth, start, &mut k[keys..]);
                 block.unpack_values(&mut v[values..])?;
                 k.truncate(keys + (to - start) * dims.k);
                 v.truncate(values + (to - start) * dims.v);

@@ -18,6 +18,7 @@ use crate::error::kernel;
 use crate::project::Bases;
 use crate::quantize::Beside;
 use crate::quantize::zipcache::Marks;
+use crate::rotary::{Positions, Turns, Way};
 
 /// What the allocator holds for a block besides its rows: the struct and its two reference counts.
 pub(crate) const HEADER: usize = size_of::<Block>() + 2 * size_of::<usize>();
@@ -28,6 +29,15 @@ pub(crate) const LINE: usize = size_of::<Line>();
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
+
+/// Rows of a block that go to another one.
+#[derive(Clone, Copy)]
+pub(super) struct Taken<'a> {
+    pub(super) block: &'a Block,
+    /// Where all of the block's rows are.
+    pub(super) positions: Positions<'a>,
+    pub(super) rows: &'a Picked<'a>,
+}
 
 /// Rows of K, then rows of V; a few hundred at most.
 #[derive(Debug)]
@@ -75,17 +85,20 @@ impl Block {
         }
     }
 
-    /// A block of rows of others, transcoded where codecs differ, and projected where they were not.
-    pub(crate) fn gather<'a>(
+    /// A block of rows of others, transcoded where codecs differ, projected where they were not, and turned where they are
+    /// to be on the other side of their rotary embedding.
+    #[expect(clippy::too_many_arguments, reason = "a step of a compaction")]
+    pub(super) fn gather<'a>(
         ledger: &Arc<Ledger>,
-        (dims, bases): (Dims, Option<&'a Bases>),
+        dims: Dims,
+        (bases, rotary): (Option<&'a Bases>, Option<&'a Turns>),
         pair: Pair,
         capacity: usize,
-        pieces: impl Iterator<Item = (&'a Self, &'a Picked<'a>)> + Clone,
+        pieces: impl Iterator<Item = Taken<'a>> + Clone,
         salience: &[f32],
         buffers: &mut Buffers,
     ) -> Result<Self, HookError> {
-        let rows = pieces.clone().map(|(_, rows)| rows.len()).sum();
+        let rows = pieces.clone().map(|taken| taken.rows.len()).sum();
         let marks = match pair.beside {
             Beside::Salient { share, .. } => Marks::of(salience, &low(pieces.clone()), share),
             Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } | Beside::Shared { .. } => {
@@ -96,23 +109,37 @@ impl Block {
         let (kernels, k_side, v_side) = (dims.kernels, block.k, block.v);
         let (k, v) = block.bytes_mut();
         let basis = |source: &Self| bases.filter(|_| pair.projected && !source.pair.projected);
-        let keys = pieces.clone().map(|(source, rows)| Part {
-            bytes: source.k_bytes(0..source.rows()),
-            side: source.k,
-            extras: source.extras.as_deref(),
-            key: true,
-            stored: source.rows(),
-            rotated: (source.pair.rotated, pair.rotated),
-            basis: basis(source).and_then(|bases| bases.k.as_ref()),
-            rows,
+        let turn = |source: &Self, positions| {
+            let way = if pair.before_rope { Way::Back } else { Way::Forth };
+            let turns = rotary.filter(|_| source.pair.before_rope != pair.before_rope);
+            turns.map(|turns| (turns, way, positions))
+        };
+        let keys = pieces.clone().map(|taken| {
+            let Taken {
+                block: source,
+                positions,
+                rows,
+            } = taken;
+            Part {
+                bytes: source.k_bytes(0..source.rows()),
+                side: source.k,
+                extras: source.extras.as_deref(),
+                key: true,
+                stored: source.rows(),
+                rotated: (source.pair.rotated, pair.rotated),
+                turn: turn(source, positions),
+                basis: basis(source).and_then(|bases| bases.k.as_ref()),
+                rows,
+            }
         });
-        let values = pieces.map(|(source, rows)| Part {
+        let values = pieces.map(|Taken { block: source, rows, .. }| Part {
             bytes: source.v_bytes(0..source.rows()),
             side: source.v,
             extras: source.extras.as_deref(),
             key: false,
             stored: source.rows(),
             rotated: (false, false),
+            turn: None,
             basis: basis(source).and_then(|bases| bases.v.as_ref()),
             rows,
         });
@@ -333,9 +360,9 @@ impl Block {
 }
 
 /// Which rows have lost the bits of salient ones.
-fn low<'a>(pieces: impl Iterator<Item = (&'a Block, &'a Picked<'a>)>) -> Vec<bool> {
+fn low<'a>(pieces: impl Iterator<Item = Taken<'a>>) -> Vec<bool> {
     let mut low = Vec::new();
-    for (block, rows) in pieces {
+    for Taken { block, rows, .. } in pieces {
         let marks = match block.pair.beside {
             Beside::Salient { .. } => block.extras.as_ref().map(|extras| extras.marks),
             Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } | Beside::Shared { .. } => None,

@@ -24,6 +24,7 @@ use cinch_kernels::Segment;
 use smallvec::SmallVec;
 
 use crate::project::{self, Bases};
+use crate::rotary::{Positions, Turns, Way};
 use crate::select::Profile;
 
 pub(crate) use attend::whole;
@@ -47,6 +48,8 @@ pub(crate) type Segments<'a> = SmallVec<[Segment<'a>; 12]>;
 #[derive(Debug)]
 pub(crate) struct Head {
     dims: Dims,
+    /// How its keys turn with their positions, where that is known.
+    rotary: Option<Arc<Turns>>,
     ledger: Arc<Ledger>,
     blocks: Vec<Arc<Block>>,
     kept: usize,
@@ -67,9 +70,10 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn new(ledger: &Arc<Ledger>, dims: Dims) -> Self {
+    pub(crate) fn new(ledger: &Arc<Ledger>, dims: Dims, rotary: Option<Arc<Turns>>) -> Self {
         Self {
             dims,
+            rotary,
             ledger: ledger.clone(),
             blocks: Vec::new(),
             kept: 0,
@@ -180,20 +184,38 @@ impl Head {
     /// K of all rows in f32, in its own basis.
     pub(crate) fn unpack_keys(&self) -> Result<Vec<f32>, HookError> {
         let mut k = vec![0.0; self.kept * self.dims.k];
-        let mut rest = &mut k[..];
+        let (mut rest, mut start) = (&mut k[..], 0);
         for block in &self.blocks {
             let rows = rest
                 .split_off_mut(..block.rows() * self.dims.k)
                 .unwrap_or_default();
-            self.unpack_block_keys(block, rows)?;
+            self.unpack_block_keys(block, start, rows)?;
+            start += block.rows();
         }
         Ok(k)
     }
 
-    /// K of a block of its own in f32, in its own basis.
-    fn unpack_block_keys(&self, block: &Block, rows: &mut [f32]) -> Result<(), HookError> {
+    /// K of a block of its own, whose first row is `start`, in f32, in its own basis.
+    fn unpack_block_keys(&self, block: &Block, start: usize, rows: &mut [f32]) -> Result<(), HookError> {
         let (basis, _) = self.bases_of(block.pair());
-        bases::whole(basis, rows, |rows| block.unpack_keys(rows))
+        bases::whole(basis, rows, |rows| block.unpack_keys(rows))?;
+        self.turn(block.pair(), Way::Forth, start, rows);
+        Ok(())
+    }
+
+    /// Where the rows from `start` on are.
+    fn positions_from(&self, start: usize) -> Positions<'_> {
+        match self.positions() {
+            None => Positions::From(start),
+            Some(positions) => Positions::Each(&positions[start..]),
+        }
+    }
+
+    /// Turns keys that are, or are to be, in a block of this pair, the first of which is row `start`.
+    fn turn(&self, pair: Pair, way: Way, start: usize, rows: &mut [f32]) {
+        if let Some(rotary) = self.rotary.as_ref().filter(|_| pair.before_rope) {
+            rotary.turn(way, self.positions_from(start), self.dims.k, rows);
+        }
     }
 
     /// V of all rows in f32.
@@ -290,18 +312,23 @@ impl Head {
                 start += self.blocks[index].rows();
                 index += 1;
             }
-            let Some(block) = self.blocks.get_mut(index) else {
+            let Some(pair) = self.blocks.get(index).map(|block| block.pair()) else {
                 return Ok(());
             };
+            let (k_basis, v_basis) = self.bases_of(pair);
+            let k = k.map(|k| {
+                let mut k = bases::coordinates(k_basis, k).into_owned();
+                self.turn(pair, Way::Back, *row, &mut k);
+                k
+            });
+            let v = bases::coordinates(v_basis, v).into_owned();
             if let Some(pages) = &mut self.pages {
                 pages.forget(index);
             }
+            let block = &mut self.blocks[index];
             if Arc::get_mut(block).is_none() {
                 *block = Arc::new(block.duplicate());
             }
-            let (k_basis, v_basis) = bases::of(self.bases.as_deref(), block.pair());
-            let k = k.map(|k| bases::coordinates(k_basis, k));
-            let v = bases::coordinates(v_basis, v);
             if let Some(block) = Arc::get_mut(block) {
                 block.replace(row - start, k.as_deref(), &v)?;
             }
@@ -371,6 +398,7 @@ impl Head {
     pub(crate) fn fork(&self) -> Self {
         Self {
             dims: self.dims,
+            rotary: self.rotary.clone(),
             ledger: self.ledger.clone(),
             blocks: self.blocks.clone(),
             kept: self.kept,

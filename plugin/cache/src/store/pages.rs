@@ -99,8 +99,10 @@ impl Head {
         let mut pages = self.pages.take().unwrap_or_default();
         pages.0.resize(self.blocks.len(), None);
         let last = self.blocks.len().wrapping_sub(1);
-        let mut k = Vec::new();
+        let (mut k, mut end) = (Vec::new(), 0);
         for (index, (block, bounds)) in self.blocks.iter().zip(&mut pages.0).enumerate() {
+            let start = end;
+            end += block.rows();
             let rows = if index == last {
                 block.rows() / page(block) * page(block)
             } else {
@@ -111,7 +113,7 @@ impl Head {
             }
             k.clear();
             k.resize(block.rows() * self.dims.k, 0.0);
-            self.unpack_block_keys(block, &mut k)?;
+            self.unpack_block_keys(block, start, &mut k)?;
             let k = &k[..rows * self.dims.k];
             *bounds = Some(Arc::new(Bounds::of(&self.ledger, k, self.dims.k, page(block))));
         }

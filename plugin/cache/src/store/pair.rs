@@ -20,6 +20,8 @@ pub(crate) struct Pair {
     pub(crate) v: Codec,
     /// Keys are stored as [`Kernels::rotate`] left them.
     pub(crate) rotated: bool,
+    /// Keys are stored as they were before their rotary embedding.
+    pub(crate) before_rope: bool,
     /// Tokens share a channel's scale and zero, not a token's channels: [`Layout::KeyChannels`].
     pub(crate) channels: bool,
     /// Rows are coordinates in the head's bases.
@@ -34,6 +36,7 @@ impl Pair {
             k: codec,
             v: codec,
             rotated: false,
+            before_rope: false,
             channels: false,
             projected: false,
             beside: Beside::Nothing,
@@ -68,12 +71,15 @@ impl Pair {
         } else {
             own
         };
+        let projected = self.projected || wanted.projected;
         Self {
             k: if kept { self.k } else { k },
             v: if kept { self.v } else { v },
             rotated: keys.rotated,
+            // Bases are of keys as they are cached.
+            before_rope: keys.before_rope && !projected,
             channels: keys.channels,
-            projected: self.projected || wanted.projected,
+            projected,
             beside: match (own.beside, wanted.beside) {
                 // To wait for another head's rows changes nothing of these, whatever their codecs.
                 (Beside::Nothing, Beside::Shared { .. }) => wanted.beside,

@@ -8,6 +8,7 @@ use cinch_hooks::HookError;
 
 use super::picked::Picked;
 use super::side::Buffers;
+use super::block::Taken;
 use super::{BLOCK_ROWS, Block, Column, Head, Pages, Pair, Targets};
 use crate::quantize::Beside;
 
@@ -88,10 +89,15 @@ impl Head {
             let pieces = group
                 .pieces
                 .iter()
-                .map(|piece| (&*self.blocks[piece.source], &piece.rows));
+                .map(|piece| Taken {
+                    block: &self.blocks[piece.source],
+                    positions: self.positions_from(starts[piece.source]),
+                    rows: &piece.rows,
+                });
             let block = Block::gather(
                 &self.ledger,
-                (self.block_dims(group.pair), self.bases.as_deref()),
+                self.block_dims(group.pair),
+                (self.bases.as_deref(), self.rotary.as_deref()),
                 group.pair,
                 capacity,
                 pieces,

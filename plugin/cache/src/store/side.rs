@@ -8,6 +8,7 @@ use super::extra::Extras;
 use super::picked::Picked;
 use crate::error::kernel;
 use crate::project::Basis;
+use crate::rotary::{Positions, Turns, Way};
 
 /// Values that a row has at most: those of heads are hundreds.
 pub(crate) const MOST_DIM: usize = u16::MAX as usize / size_of::<f32>();
@@ -72,6 +73,8 @@ pub(super) struct Part<'a> {
     pub(super) stored: usize,
     /// Whether they are, and whether they are to be.
     pub(super) rotated: (bool, bool),
+    /// Which way they are to turn, those at these positions.
+    pub(super) turn: Option<(&'a Turns, Way, Positions<'a>)>,
     /// What they are to be projected with.
     pub(super) basis: Option<&'a Basis>,
     pub(super) rows: &'a Picked<'a>,
@@ -117,7 +120,7 @@ pub(super) fn gather<'a>(
     for part in parts {
         let bytes = &mut plain[done * row..(done + part.rows.len()) * row];
         done += part.rows.len();
-        let kept = part.rotated.0 == part.rotated.1 && part.basis.is_none();
+        let kept = part.rotated.0 == part.rotated.1 && part.turn.is_none() && part.basis.is_none();
         if part.side.codec == side.codec && part.side.has_rows() && kept && part.extras.is_none() {
             let from = part.plain(kernels, source)?;
             part.rows.for_runs(|at, run| {
@@ -173,13 +176,20 @@ impl<'a> Part<'a> {
     fn moved(&self, kernels: Kernels, dim: usize, to: &mut Vec<f32>) -> Result<(), HookError> {
         let from = to.len();
         self.values(kernels, to)?;
-        // A rotation is its own inverse. Bases are of keys that are not rotated.
+        // A rotation is its own inverse. Keys turn, and bases are of keys, that are not rotated.
         let (mut rotated, wanted) = self.rotated;
+        if rotated && (self.turn.is_some() || self.basis.is_some()) {
+            kernels.rotate(self.side.dim(), &mut to[from..]).map_err(kernel)?;
+            rotated = false;
+        }
+        if let Some((turns, way, positions)) = self.turn {
+            let dim = self.side.dim();
+            self.rows.for_runs(|at, run| {
+                let keys = &mut to[from + at * dim..from + (at + run.len()) * dim];
+                turns.turn(way, positions.after(run.start), dim, keys);
+            });
+        }
         if let Some(basis) = self.basis {
-            if rotated {
-                kernels.rotate(self.side.dim(), &mut to[from..]).map_err(kernel)?;
-                rotated = false;
-            }
             let whole = to.split_off(from);
             basis.project(&whole, to);
         }

@@ -201,6 +201,15 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"quantize": {"method": "kvquant", "k_bits": 3, "v_bits": 3}}"#,
         ),
         (
+            "kvquant k3v3 after rope",
+            r#"{"quantize": {"method": "kvquant", "k_bits": 3, "v_bits": 3, "rope": "after"}}"#,
+        ),
+        (
+            "quest×kvquant k4v4",
+            r#"{"select": {"method": "quest", "budget": 0.3, "recent": 16, "skip_layers": 0},
+                "quantize": {"method": "kvquant", "k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
             "snapkv adaptive d2o×kvquant k2v4",
             r#"{"select": {"method": "snapkv", "budget": 0.5, "recent": 16, "interval": 8, "heads": "adaptive",
                            "merge": "d2o"},
@@ -391,6 +400,7 @@ pub(crate) fn check_codecs(policy: &Policy, layer: usize, blocks: &[BlockView], 
     for block in blocks {
         let packs = block.k != store;
         assert_eq!(block.rotated, quantize.rotate_k && packs, "{block:?}");
+        assert_eq!(block.before_rope, quantize.before_rope() && packs, "{block:?}");
         assert_eq!(block.channels, by_channel(quantize) && packs, "{block:?}");
         let packs = packs || block.v != store;
         let beside = match quantize.method {

@@ -9,7 +9,9 @@ pub(crate) mod matrix;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use cinch_cache::{Assignment, ErrorSample, LayerView, Plugin, PluginSettings};
+use cinch_cache::{
+    Assignment, ErrorSample, LayerView, Pairing, Plugin, PluginSettings, Rotary, RotaryLayers,
+};
 use cinch_hooks::{AttendParams, CachePolicy, LayerShape, Qkv, SequenceCache, SequenceInfo};
 use cinch_protocol::Policy;
 use rand::rngs::StdRng;
@@ -134,7 +136,9 @@ pub(crate) struct Seq {
 }
 
 pub(crate) fn plugin_with(policy: Policy, settings: PluginSettings) -> Arc<Plugin> {
-    Plugin::new(settings, assignment(policy)).unwrap()
+    let plugin = Plugin::new(settings, assignment(policy)).unwrap();
+    plugin.set_rotary(RotaryLayers::Alike(Rotary::new(10_000.0, 24, Pairing::Neighbours)));
+    plugin
 }
 
 /// Every layer and head is sampled, so that each compression is measured.

@@ -60,7 +60,7 @@ impl Engine {
         app.kv.install()?;
         let loaded = model::load(&app.settings, EndOfText::Ignored).await?;
         let name = model::served_name(&app.settings.model);
-        model::self_test(&name, &loaded.mistralrs, &app.kv).await?;
+        model::self_test(&name, &loaded, &app.kv).await?;
         Ok(Self { app, loaded })
     }
 

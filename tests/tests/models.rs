@@ -167,10 +167,17 @@ impl Model {
             900,
             &json!({"select": {"method": "h2o", "budget": 0.5}, "quantize": {"k_bits": 4, "v_bits": 4}}),
         );
+        // Served only where the self-test has found that, turned back as its description says, one token's keys are alike at all
+        // positions, in every layer.
+        let before_rope = ask(
+            900,
+            &json!({"quantize": {"method": "kvquant", "k_bits": 3, "v_bits": 3}}),
+        );
         println!(
-            "{:?}: of f16, full {full:.3}, int4 {int4:.3}, int4 and h2o {both:.3}",
+            "{:?}: of f16, full {full:.3}, int4 {int4:.3}, int4 and h2o {both:.3}, kvquant {before_rope:.3}",
             self.checkpoint
         );
+        assert!(before_rope < 0.6, "{:?}: {before_rope}", self.checkpoint);
         assert!((0.98..1.2).contains(&full), "{:?}: {full}", self.checkpoint);
         assert!(int4 < 0.5, "{:?}: {int4}", self.checkpoint);
         assert!(both < 0.35 && both < int4, "{:?}: {both}", self.checkpoint);

@@ -40,6 +40,11 @@ fn classes_wishes_policies_and_metrics() {
         "{cache}"
     );
 
+    // Served only where the self-test has found that keys turn with their positions as the model's file says.
+    wish["cinch"] = json!({"policy": {"quantize": {"method": "kvquant", "k_bits": 2, "v_bits": 2}}});
+    let (status, answer) = server.complete(&[], &wish);
+    assert_eq!(status, 200, "{answer}");
+
     // Chat, both ways.
     let chat =
         json!({"model": "default", "messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 8});

@@ -70,7 +70,10 @@ impl Policy {
                 && project.k_rank.is_some()
                 && quantize.before_rope()
             {
-                let allowed = format!("after, with project {}: its bases are of keys as they are cached", project.method.name());
+                let allowed = format!(
+                    "after, with project {}: its bases are of keys as they are cached",
+                    project.method.name()
+                );
                 return Err(PolicyError::new("quantize.rope", Rope::Before, &allowed));
             }
             if self.store == Store::Exact && quantize.all_bits().any(|bits| bits != Bits::B16) {

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use cinch_hooks::{
     AttendParams, CachePolicy, DenseAttention, ForkRole, HookError, Qkv, SequenceCache, SequenceInfo,
 };
-use cinch_protocol::{Bits, Policy, SelectMethod, Store};
+use cinch_protocol::{Bits, Policy, Quantize, SelectMethod, Store};
 
 use crate::attend;
 use crate::bound;
@@ -294,6 +294,13 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
     let rotates = |policy: &Policy| policy.quantize.as_ref().is_some_and(|q| q.rotate_k);
     if rotates(&before.policy) != rotates(policy) && new.0 >= old.0 && old.0 < 16 {
         notes.push("rotate_k: keys already packed stay in the basis they are in".to_owned());
+    }
+    let before_rope = |policy: &Policy| policy.quantize.as_ref().is_some_and(Quantize::before_rope);
+    if before_rope(&before.policy) != before_rope(policy) && new.0 >= old.0 && old.0 < 16 {
+        notes.push(
+            "rope: keys already packed stay on the side of their rotary embedding that they are on"
+                .to_owned(),
+        );
     }
     if (before.kept as usize) < before.seen {
         notes.push(format!(

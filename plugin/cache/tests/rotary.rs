@@ -142,7 +142,10 @@ fn quantized(keys: &[Vec<f64>], bits: u32, outliers: usize) -> Vec<Vec<f64>> {
     for (_, row, channel) in &far {
         out[*row][*channel] = means[*channel];
     }
-    let groups: Vec<(usize, usize)> = (0..n).step_by(32).flat_map(|tile| (0..DIM).map(move |c| (tile, c))).collect();
+    let groups: Vec<(usize, usize)> = (0..n)
+        .step_by(32)
+        .flat_map(|tile| (0..DIM).map(move |c| (tile, c)))
+        .collect();
     let range = |out: &[Vec<f64>], (tile, channel): (usize, usize)| {
         let column = out[tile..tile + 32].iter().map(|key| key[channel]);
         column.fold((f64::MAX, f64::MIN), |(min, max), x| (min.min(x), max.max(x)))
@@ -150,11 +153,16 @@ fn quantized(keys: &[Vec<f64>], bits: u32, outliers: usize) -> Vec<Vec<f64>> {
     let mut normal = Vec::new();
     for group in &groups {
         let (min, max) = range(&out, *group);
-        normal.extend(out[group.0..group.0 + 32].iter().map(|key| (key[group.1] - min) / (max - min) * most));
+        normal.extend(
+            out[group.0..group.0 + 32]
+                .iter()
+                .map(|key| (key[group.1] - min) / (max - min) * most),
+        );
     }
     let nearest = |levels: &[f64], x: f64| {
         let all = 0..levels.len();
-        all.min_by(|a, b| (levels[*a] - x).abs().total_cmp(&(levels[*b] - x).abs())).unwrap()
+        all.min_by(|a, b| (levels[*a] - x).abs().total_cmp(&(levels[*b] - x).abs()))
+            .unwrap()
     };
     let mut levels: Vec<f64> = (0..=most as u32).map(f64::from).collect();
     for _ in 0..16 {
@@ -191,26 +199,41 @@ fn distance(a: &[f32], b: &[f64]) -> f64 {
 
 #[test]
 fn keys_before_their_embedding_are_what_the_paper_says() {
-    for (dims, pairing) in [(DIM, Pairing::Halves), (DIM, Pairing::Neighbours), (32, Pairing::Halves)] {
+    for (dims, pairing) in [
+        (DIM, Pairing::Halves),
+        (DIM, Pairing::Neighbours),
+        (32, Pairing::Halves),
+    ] {
         for bits in [2, 3, 4] {
             let out = served(
-                &format!(r#"{{"quantize": {{"method": "kvquant", "k_bits": {bits}, "v_bits": 16, "residual": 16}}}}"#),
+                &format!(
+                    r#"{{"quantize": {{"method": "kvquant", "k_bits": {bits}, "v_bits": 16, "residual": 16}}}}"#
+                ),
                 dims,
                 pairing,
             );
             let plain: Vec<Vec<f64>> = (0..ROWS).map(plain).collect();
-            let packed = quantized(&plain[PACKED], bits, (256.0 * DIM as f64 * 0.01_f64).round() as usize);
+            let packed = quantized(
+                &plain[PACKED],
+                bits,
+                (256.0 * DIM as f64 * 0.01_f64).round() as usize,
+            );
             let keys = |packed: bool, all: &[Vec<f64>]| -> Vec<Vec<f64>> {
                 let own = |token: usize| match token.checked_sub(PACKED.start) {
                     Some(row) if packed && PACKED.contains(&token) => &all[row],
                     _ => &plain[token],
                 };
-                (0..ROWS).map(|token| turned(own(token), token as f64, dims, pairing)).collect()
+                (0..ROWS)
+                    .map(|token| turned(own(token), token as f64, dims, pairing))
+                    .collect()
             };
             let (right, exact) = (oracle(&keys(true, &packed)), oracle(&keys(false, &packed)));
             let narrow: Vec<f32> = right.iter().map(|x| *x as f32).collect();
             let (own, codec) = (distance(&out, &right), distance(&narrow, &exact));
-            assert!(own < codec / 3.0 + 2e-4, "{bits} bits, {dims} {pairing:?}: {own:e} beside {codec:e}");
+            assert!(
+                own < codec / 3.0 + 2e-4,
+                "{bits} bits, {dims} {pairing:?}: {own:e} beside {codec:e}"
+            );
         }
     }
 }
@@ -229,7 +252,10 @@ fn channels_keep_their_ranges_before_the_embedding() {
             distance(&served(&json, DIM, Pairing::Halves), &oracle(&keys))
         };
         let (before, after) = (of("before"), of("after"));
-        assert!(before < after / 1.5, "{bits} bits: {before:e} before, {after:e} after");
+        assert!(
+            before < after / 1.5,
+            "{bits} bits: {before:e} before, {after:e} after"
+        );
     }
 }
 
@@ -301,14 +327,21 @@ fn rows_cross_their_embedding_when_they_lose_bits() {
         let blocks = plugin.inspect(&*seq[0].cache).unwrap()[0].heads[0].blocks.clone();
         let packed = blocks.iter().filter(|block| block.k != block.v);
         assert!(packed.clone().count() > 0);
-        assert!(packed.clone().all(|block| block.before_rope == (second == "before")));
+        assert!(
+            packed
+                .clone()
+                .all(|block| block.before_rope == (second == "before"))
+        );
         let out = step(&plugin, &SMALL, &mut seq, 1);
         against_full(&SMALL, &seq, 1, 0, &out[0])
     };
     let same = error("after", "after");
     for (first, second) in [("before", "after"), ("after", "before"), ("before", "before")] {
         let own = error(first, second);
-        assert!(own < 1.5 * same, "{first}, then {second}: {own:e} beside {same:e}");
+        assert!(
+            own < 1.5 * same,
+            "{first}, then {second}: {own:e} beside {same:e}"
+        );
     }
     // As many bits: what is packed stays as it is.
     let plugin = plugin(of(4, "before"));
@@ -324,11 +357,15 @@ const KVQUANT: &str = r#"{"quantize": {"method": "kvquant", "k_bits": 4, "v_bits
 
 #[test]
 fn where_the_embedding_is_not_known_the_policy_is_refused() {
-    let refused = |plugin: &Plugin, model: &Model| plugin.open(&model.info(1, 1, 10)).err().unwrap().to_string();
+    let refused =
+        |plugin: &Plugin, model: &Model| plugin.open(&model.info(1, 1, 10)).err().unwrap().to_string();
     let plugin = plugin(policy(KVQUANT));
     for (layers, reason) in [
         (RotaryLayers::Unknown("it is longrope".into()), "it is longrope"),
-        (alike(66, Pairing::Halves), "66 dimensions are said to turn, keys have 64"),
+        (
+            alike(66, Pairing::Halves),
+            "66 dimensions are said to turn, keys have 64",
+        ),
         (
             RotaryLayers::Each(vec![Rotary::none(); 3]),
             "3 layers are described, 1 are managed",
@@ -357,7 +394,10 @@ fn where_the_embedding_is_not_known_the_policy_is_refused() {
     }
     // Now that the model is known, before anything is sent to it.
     let late = plugin.assign(3, assignment(policy(KVQUANT))).unwrap_err();
-    assert!(late.to_string().starts_with("quantize.rope: given before"), "{late}");
+    assert!(
+        late.to_string().starts_with("quantize.rope: given before"),
+        "{late}"
+    );
     // Nobody said anything.
     let silent = Plugin::new(settings(), assignment(policy(KVQUANT))).unwrap();
     assert!(refused(&silent, &ONE).contains("the engine has not said"));
@@ -374,7 +414,11 @@ fn bases_are_of_keys_as_they_are_cached() {
                 "quantize": {{"method": "kvquant", "k_bits": 4, "v_bits": 4{rope}}}}}"#
         )
     };
-    let of = |rope: &str| serde_json::from_str::<cinch_protocol::Policy>(&json(rope)).unwrap().validate();
+    let of = |rope: &str| {
+        serde_json::from_str::<cinch_protocol::Policy>(&json(rope))
+            .unwrap()
+            .validate()
+    };
     assert_eq!(
         of("").unwrap_err().to_string(),
         "quantize.rope: given before, allowed after, with project think: its bases are of keys as they are cached"
@@ -383,7 +427,11 @@ fn bases_are_of_keys_as_they_are_cached() {
 }
 
 /// A prompt of one token, whose keys turn as `truth` says, under what `said` says.
-fn checked(said: RotaryLayers, dims: usize, pairing: Pairing) -> (std::sync::Arc<Plugin>, Result<f64, String>) {
+fn checked(
+    said: RotaryLayers,
+    dims: usize,
+    pairing: Pairing,
+) -> (std::sync::Arc<Plugin>, Result<f64, String>) {
     let plugin = plugin(policy("{}"));
     plugin.set_rotary(said);
     let seq = open(&plugin, &ONE, 1, 1);
@@ -400,7 +448,11 @@ fn checked(said: RotaryLayers, dims: usize, pairing: Pairing) -> (std::sync::Arc
 
 #[test]
 fn what_is_said_of_the_embedding_is_held_against_keys() {
-    for (dims, pairing) in [(DIM, Pairing::Halves), (DIM, Pairing::Neighbours), (32, Pairing::Halves)] {
+    for (dims, pairing) in [
+        (DIM, Pairing::Halves),
+        (DIM, Pairing::Neighbours),
+        (32, Pairing::Halves),
+    ] {
         let (plugin, off) = checked(alike(dims, pairing), dims, pairing);
         assert!(off.unwrap() < 1e-5);
         plugin.assign(2, assignment(policy(KVQUANT))).unwrap();
@@ -413,13 +465,22 @@ fn what_is_said_of_the_embedding_is_held_against_keys() {
     ] {
         let (plugin, off) = checked(said, DIM, Pairing::Halves);
         let reason = off.unwrap_err();
-        assert!(reason.starts_with("keys of layer 0 do not turn as its description says"), "{reason}");
-        let refused = plugin.assign(2, assignment(policy(KVQUANT))).unwrap_err().to_string();
+        assert!(
+            reason.starts_with("keys of layer 0 do not turn as its description says"),
+            "{reason}"
+        );
+        let refused = plugin
+            .assign(2, assignment(policy(KVQUANT)))
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains(&reason), "{refused}");
     }
     // A request that never came.
     let plugin = plugin(policy("{}"));
     drop(open(&plugin, &ONE, 1, 1));
     plugin.check_rotary(9);
-    assert_eq!(plugin.rotary_checked().unwrap_err(), "keys of 0 layers of 1 could be compared");
+    assert_eq!(
+        plugin.rotary_checked().unwrap_err(),
+        "keys of 0 layers of 1 could be compared"
+    );
 }

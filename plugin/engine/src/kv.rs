@@ -181,7 +181,9 @@ impl Kv {
     /// # Errors
     /// What speaks against what was said.
     pub fn rotary_checked(&self) -> Result<f64, String> {
-        self.plugin.as_ref().map_or(Ok(0.0), |plugin| plugin.rotary_checked())
+        self.plugin
+            .as_ref()
+            .map_or(Ok(0.0), |plugin| plugin.rotary_checked())
     }
 
     /// Whether the plugin is on.

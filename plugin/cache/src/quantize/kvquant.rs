@@ -1,10 +1,12 @@
 //! `KVQuant` (arXiv 2401.18079): keys per channel and values per token as KIVI, codes that stand for levels where the values
 //! are (section 3.3, by k-means), a hundredth of the values kept as they are (section 3.4).
 //!
+//! Keys are packed as they were before their rotary embedding, which mixes pairs of channels, and turned by it anew at every
+//! step (section 3.2). As the engine caches them after it, they are turned back by their positions first. Where how a model's
+//! keys turn is not known, or they are in a basis of their head, a policy must ask for `rope = "after"`.
+//!
 //! What differs from the paper: levels are a block's own, of its 256 tokens, and each value counts alike; the paper's are a
-//! layer's, by k-means on calibration data weighed by the loss's sensitivity. Keys are taken as they are cached, with their
-//! rotary embedding, which mixes pairs of channels; the paper quantizes them before it (section 3.2) and rotates them anew
-//! at every step.
+//! layer's, by k-means on calibration data weighed by the loss's sensitivity.
 //!
 //! When not to use it: where speed counts, since blocks are unpacked at every step; 4 bits, where KIVI or rotated keys are
 //! as good in fewer bytes.

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::registry::lock;
-use crate::rotary::turns::{Positions, Way};
 use crate::rotary::Turns;
+use crate::rotary::turns::{Positions, Way};
 
 /// Of a key's length, what turned back keys may differ by. Activations of eight bits of mantissa and weights that round
 /// activations leave hundredths; a wrong pairing or base leaves keys that differ by as much as they are long.

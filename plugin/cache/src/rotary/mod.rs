@@ -111,9 +111,7 @@ impl Rotaries {
             Known::Each(turns) if turns.len() == layers.len() => turns[layer].clone(),
             Known::Each(turns) => {
                 let (described, managed) = (turns.len(), layers.len());
-                return Err(format!(
-                    "{described} layers are described, {managed} are managed"
-                ));
+                return Err(format!("{described} layers are described, {managed} are managed"));
             }
         };
         let (rotated, dim) = (2 * turns.rotary().frequencies.len(), layers[layer].k_dim);

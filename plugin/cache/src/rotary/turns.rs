@@ -175,14 +175,19 @@ mod tests {
             let turns = Turns::new(Rotary::new(10_000.0, dims, pairing));
             // Within the first steps, across them, and past the table.
             let positions = [0, 1, 255, 256, 1000, 20_011, 131_071, 131_072, 150_001];
-            let rows: Vec<f32> = (0..positions.len() * DIM).map(|_| rng.random::<f32>() - 0.5).collect();
+            let rows: Vec<f32> = (0..positions.len() * DIM)
+                .map(|_| rng.random::<f32>() - 0.5)
+                .collect();
             let mut turned = rows.clone();
             turns.turn(Way::Forth, Positions::Each(&positions), DIM, &mut turned);
             for ((x, own), position) in rows.chunks(DIM).zip(turned.chunks(DIM)).zip(positions) {
                 let right = defined(x, position as usize, 10_000.0, dims, pairing);
                 // A frequency is an f32: so far out, its last bit shows.
                 let bound = 1e-6 + f64::from(position) * 6e-8;
-                let far = own.iter().zip(&right).any(|(a, b)| (f64::from(*a) - b).abs() > bound);
+                let far = own
+                    .iter()
+                    .zip(&right)
+                    .any(|(a, b)| (f64::from(*a) - b).abs() > bound);
                 assert!(!far, "{pairing:?}, {dims} dimensions, position {position}");
             }
             turns.turn(Way::Back, Positions::Each(&positions), DIM, &mut turned);

@@ -1,5 +1,5 @@
 //! FastGen: each head keeps no more than what its attention to the prompt asks for. <https://arxiv.org/abs/2310.01801>,
-//! sections 3 and 4, algorithm 1.
+//! section 3, algorithms 1 and 2; both shares are 30 % as in section 5.1.
 //!
 //! At the end of a prompt each head takes the first of these policies whose rows got at least `recover` (0.95) of its
 //! attention: special tokens; those and the 30 % of the tokens with most attention; those and the 30 % most recent ones;
@@ -9,7 +9,8 @@
 //! What differs from the paper: special tokens are the policy's sinks and `recent` tokens, and there is no policy of
 //! punctuation, as the cache knows no token ids. Attention is that of the prompt's last 64 queries, summed over those that
 //! share a KV head, and later of the last ones before each eviction; the paper profiles every query. Where the budget has
-//! no room for two times 30 %, recent tokens get half of it. "Everything" is the budget. Before its prompt is whole, and
+//! no room for two times 30 %, recent tokens get half of it. Both are shares of the tokens seen; the paper's recent ones are
+//! a share of the prompt, and do not grow with the answer. "Everything" is the budget. Before its prompt is whole, and
 //! where no query has counted yet, a head keeps the budget.
 //!
 //! When not to use it: where a second, different question about the same prompt follows: a head that attended to nothing
@@ -24,7 +25,7 @@ use super::{Budget, Edges, Method, Rows, Statistics};
 /// Queries that a prompt is profiled by.
 const WINDOW: usize = 64;
 
-/// Percent of the tokens that count as frequent, and as local.
+/// Percent of the tokens that count as frequent, and as local: r_f and r_l of section 5.1.
 const PERCENT: usize = 30;
 
 /// What a head was found to keep, from the cheapest to the dearest.

@@ -132,17 +132,21 @@ impl Block {
                 rows,
             }
         });
-        let values = pieces.map(|Taken { block: source, rows, .. }| Part {
-            bytes: source.v_bytes(0..source.rows()),
-            side: source.v,
-            extras: source.extras.as_deref(),
-            key: false,
-            stored: source.rows(),
-            rotated: (false, false),
-            turn: None,
-            basis: basis(source).and_then(|bases| bases.v.as_ref()),
-            rows,
-        });
+        let values = pieces.map(
+            |Taken {
+                 block: source, rows, ..
+             }| Part {
+                bytes: source.v_bytes(0..source.rows()),
+                side: source.v,
+                extras: source.extras.as_deref(),
+                key: false,
+                stored: source.rows(),
+                rotated: (false, false),
+                turn: None,
+                basis: basis(source).and_then(|bases| bases.v.as_ref()),
+                rows,
+            },
+        );
         if pair.beside.is_plain() {
             gather(kernels, k_side, keys, rows, k, buffers)?;
             gather(kernels, v_side, values, rows, v, buffers)?;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use cinch_hooks::HookError;
 
+use super::block::Taken;
 use super::picked::Picked;
 use super::side::Buffers;
-use super::block::Taken;
 use super::{BLOCK_ROWS, Block, Column, Head, Pages, Pair, Targets};
 use crate::quantize::Beside;
 
@@ -86,14 +86,11 @@ impl Head {
                     continue;
                 }
             }
-            let pieces = group
-                .pieces
-                .iter()
-                .map(|piece| Taken {
-                    block: &self.blocks[piece.source],
-                    positions: self.positions_from(starts[piece.source]),
-                    rows: &piece.rows,
-                });
+            let pieces = group.pieces.iter().map(|piece| Taken {
+                block: &self.blocks[piece.source],
+                positions: self.positions_from(starts[piece.source]),
+                rows: &piece.rows,
+            });
             let block = Block::gather(
                 &self.ledger,
                 self.block_dims(group.pair),

@@ -137,7 +137,11 @@ pub(crate) struct Seq {
 
 pub(crate) fn plugin_with(policy: Policy, settings: PluginSettings) -> Arc<Plugin> {
     let plugin = Plugin::new(settings, assignment(policy)).unwrap();
-    plugin.set_rotary(RotaryLayers::Alike(Rotary::new(10_000.0, 24, Pairing::Neighbours)));
+    plugin.set_rotary(RotaryLayers::Alike(Rotary::new(
+        10_000.0,
+        24,
+        Pairing::Neighbours,
+    )));
     plugin
 }
 

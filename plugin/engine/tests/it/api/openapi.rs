@@ -83,6 +83,7 @@ async fn openapi_schemas_are_the_wire_types() {
         },
         "quantize": {
             "k_bits": 4, "v_bits": 4, "rotate_k": true, "outliers": 0.01, "rank": 2, "salient": 0.4, "low_bits": 2,
+            "rope": "before",
             "layers": {"0-2": {"k_bits": 8}}
         }
     });

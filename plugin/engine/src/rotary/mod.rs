@@ -2,6 +2,9 @@
 //! model from. What it does not read of a description (`rope_scaling` of most architectures, `rope_freqs.weight` in a
 //! GGUF file) is not read here either. What is told is held against the loaded model's keys before it is relied on.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
@@ -56,7 +59,9 @@ fn of_gguf(metadata: &HashMap<String, Value>) -> Told {
     let number = |key: &str| {
         let key = format!("{name}.{key}");
         let value = metadata.get(&key).and_then(|value| value.to_u32().ok());
-        value.map(|value| value as usize).ok_or(format!("{key} is missing"))
+        value
+            .map(|value| value as usize)
+            .ok_or(format!("{key} is missing"))
     };
     let base = |default: f64| match metadata.get(&format!("{name}.rope.freq_base")) {
         Some(Value::F32(base)) => f64::from(*base),
@@ -137,7 +142,9 @@ impl Config {
         };
         let field = |name: &str| {
             let value = scaling.get(name).and_then(Json::as_f64);
-            value.map(|x| x as f32).ok_or(format!("its rope_scaling.{name} is missing"))
+            value
+                .map(|x| x as f32)
+                .ok_or(format!("its rope_scaling.{name} is missing"))
         };
         match kind {
             "linear" => scale(&mut rotary, field("factor")?),
@@ -151,14 +158,21 @@ impl Config {
                     *frequency *= kept + (1.0 - kept) / factor;
                 }
             }
-            other => return Err(format!("how its rope_scaling of type {other} turns keys is not known")),
+            other => {
+                return Err(format!(
+                    "how its rope_scaling of type {other} turns keys is not known"
+                ));
+            }
         }
         Ok(rotary)
     }
 }
 
 fn scale(rotary: &mut Rotary, factor: f32) {
-    rotary.frequencies.iter_mut().for_each(|frequency| *frequency /= factor);
+    rotary
+        .frequencies
+        .iter_mut()
+        .for_each(|frequency| *frequency /= factor);
 }
 
 /// Of a config.json.
@@ -171,8 +185,14 @@ fn of_config(text: &str) -> Told {
         "LlamaForCausalLM" => config.llama()?,
         "SmolLM3ForCausalLM" => return smollm3(&config),
         "MistralForCausalLM" => {
-            let nested = config.rope_parameters.as_ref().and_then(|nested| nested.get("rope_theta"));
-            let base = nested.and_then(Json::as_f64).or(config.rope_theta).unwrap_or(BASE);
+            let nested = config
+                .rope_parameters
+                .as_ref()
+                .and_then(|nested| nested.get("rope_theta"));
+            let base = nested
+                .and_then(Json::as_f64)
+                .or(config.rope_theta)
+                .unwrap_or(BASE);
             Rotary::new(base, config.head()?, Halves)
         }
         "MixtralForCausalLM" | "Qwen2ForCausalLM" | "Starcoder2ForCausalLM" => {
@@ -212,7 +232,13 @@ fn smollm3(config: &Config) -> Told {
         (None, Some(interval)) => interval == 0 || !(layer + 1).is_multiple_of(interval),
         (None, None) => true,
     };
-    let of = |layer| if turns(layer) { rotary.clone() } else { Rotary::none() };
+    let of = |layer| {
+        if turns(layer) {
+            rotary.clone()
+        } else {
+            Rotary::none()
+        }
+    };
     Ok(RotaryLayers::Each((0..config.layers()?).map(of).collect()))
 }
 
@@ -224,10 +250,15 @@ fn gemma3(config: &Config) -> Told {
         None => {}
         Some(("linear", scaling)) => {
             let factor = scaling.get("factor").and_then(Json::as_f64);
-            scale(&mut global, factor.ok_or("its rope_scaling.factor is missing")? as f32);
+            scale(
+                &mut global,
+                factor.ok_or("its rope_scaling.factor is missing")? as f32,
+            );
         }
         Some((other, _)) => {
-            return Err(format!("how its rope_scaling of type {other} turns keys is not known"));
+            return Err(format!(
+                "how its rope_scaling of type {other} turns keys is not known"
+            ));
         }
     }
     let context = config.max_position_embeddings.unwrap_or(131_072);

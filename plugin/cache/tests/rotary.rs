@@ -186,7 +186,7 @@ fn quantized(keys: &[Vec<f64>], bits: u32, outliers: usize) -> Vec<Vec<f64>> {
         }
     }
     for (_, row, channel) in far {
-        out[row][channel] = keys[row][channel];
+        out[row][channel] = half::f16::from_f64(keys[row][channel]).to_f64();
     }
     out
 }
@@ -218,21 +218,34 @@ fn keys_before_their_embedding_are_what_the_paper_says() {
                 bits,
                 (256.0 * DIM as f64 * 0.01_f64).round() as usize,
             );
-            let keys = |packed: bool, all: &[Vec<f64>]| -> Vec<Vec<f64>> {
-                let own = |token: usize| match token.checked_sub(PACKED.start) {
-                    Some(row) if packed && PACKED.contains(&token) => &all[row],
-                    _ => &plain[token],
-                };
-                (0..ROWS)
-                    .map(|token| turned(own(token), token as f64, dims, pairing))
-                    .collect()
+            // Those that are not packed are in f16.
+            let key = |token: usize, served: bool| match token.checked_sub(PACKED.start) {
+                Some(row) if served && row < PACKED.len() => {
+                    turned(&packed[row], token as f64, dims, pairing)
+                }
+                _ => {
+                    let key = turned(&plain[token], token as f64, dims, pairing);
+                    let near = |x: f64| half::f16::from_f64(x).to_f64();
+                    key.into_iter()
+                        .map(|x| if served { near(x) } else { x })
+                        .collect()
+                }
             };
-            let (right, exact) = (oracle(&keys(true, &packed)), oracle(&keys(false, &packed)));
+            let keys =
+                |served: bool| -> Vec<Vec<f64>> { (0..ROWS).map(|token| key(token, served)).collect() };
+            let (right, exact) = (oracle(&keys(true)), oracle(&keys(false)));
             let narrow: Vec<f32> = right.iter().map(|x| *x as f32).collect();
             let (own, codec) = (distance(&out, &right), distance(&narrow, &exact));
+            // Of sixteen levels that differ by hundredths of a step, some values take another one, which is no farther off.
+            let share = if bits == 4 { 0.8 } else { 0.33 };
             assert!(
-                own < codec / 3.0 + 2e-4,
+                own < share * codec + 2e-4,
                 "{bits} bits, {dims} {pairing:?}: {own:e} beside {codec:e}"
+            );
+            let off = distance(&out, &exact);
+            assert!(
+                off < 1.1 * codec + 2e-4,
+                "{bits} bits, {dims} {pairing:?}: {off:e} off, not {codec:e}"
             );
         }
     }

@@ -161,6 +161,7 @@ impl Quantize {
             k_bits,
             v_bits,
             rotate_k: false,
+            rope: None,
             outliers: None,
             rank: None,
             salient: None,

@@ -39,7 +39,7 @@ use sensitivity::{Sensitivity, kl};
 
 /// Bits of K and of V together, of the levels that are spread.
 const LEVELS: [u32; 3] = [8, 6, 5];
-/// Layers whose floor is measured.
+/// About how many layers' floors are measured.
 const FLOORS: usize = 6;
 /// What a budget loses each time that its policy was measured to hold more than the uniform ones.
 const CLOSER: f64 = 0.01;

@@ -170,7 +170,8 @@ fn errors_in_low_rank(source: Source) {
     }
 }
 
-/// Outliers are as the store had them; the others are off by no more than levels by k-means are.
+/// Outliers are as the store had them; the others are off by hardly more than levels by k-means are: those are found of
+/// values in bins, in few steps.
 fn levels(source: Source, what: What) {
     for (own, fraction) in [(2, 0.01), (3, 0.01), (4, 0.01), (2, 0.0)] {
         let json = format!(
@@ -180,7 +181,7 @@ fn levels(source: Source, what: What) {
         let served = Served::new(source, &json, &steps());
         let channels = matches!(what, What::K);
         let most = (1_u32 << own) - 1;
-        let (mut worst, mut best) = (0.0_f64, f64::INFINITY);
+        let (mut worst, mut best, mut all_blocks) = (0.0_f64, f64::INFINITY, (0.0, 0.0));
         for head in served.heads() {
             for block in head.packed(what, is_packed) {
                 let places = outliers(&block.given, channels, fraction);
@@ -208,10 +209,13 @@ fn levels(source: Source, what: What) {
                 }
                 let ratio = squares / least;
                 (worst, best) = (worst.max(ratio), best.min(ratio));
-                assert!(ratio < 1.05, "{json}: {ratio} times the error of k-means");
+                assert!(ratio < 1.1, "{json}: {ratio} times the error of k-means");
+                all_blocks = (all_blocks.0 + squares, all_blocks.1 + least);
             }
         }
-        println!("{json}: {best} to {worst} times the error of k-means");
+        let ratio = all_blocks.0 / all_blocks.1;
+        println!("{json}: {ratio} times the error of k-means, a block {best} to {worst}");
+        assert!(ratio < 1.03, "{json}: {ratio} times the error of k-means");
     }
 }
 

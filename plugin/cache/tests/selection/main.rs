@@ -257,6 +257,11 @@ mod random {
     }
 
     #[test]
+    fn a_decoded_token_attends_to_the_chosen_pages_and_nothing_else() {
+        quest::a_decoded_token_attends_to_the_chosen_pages_and_nothing_else(Source::random(SMALL, 31));
+    }
+
+    #[test]
     fn a_second_turn() {
         super::a_second_turn(Source::random(SMALL, 23));
     }
@@ -284,7 +289,21 @@ mod real {
 
     #[test]
     fn a_prompt_at_once_and_decoding() {
-        super::a_prompt_at_once_and_decoding(Source::captured(4));
+        // Of more layers, Quest leaves out pages: that is a test of its own.
+        super::a_prompt_at_once_and_decoding(Source::captured(2));
+    }
+
+    #[test]
+    fn a_decoded_token_attends_to_the_chosen_pages_and_nothing_else() {
+        quest::a_decoded_token_attends_to_the_chosen_pages_and_nothing_else(Source::captured(4));
+    }
+
+    #[test]
+    fn last_layers() {
+        for method in SelectMethod::ALL.iter().filter(|method| method.evicts()) {
+            let json = select(*method, r#""budget": 0.4, "recent": 16, "interval": 8"#);
+            replay(Source::captured(4), &json, &steps(&[150, 100], 16));
+        }
     }
 
     /// In the steps that the model took.

@@ -182,8 +182,8 @@ impl Layer {
         let group = self.model.group as f64;
         let credits = |head: &Head| -> Vec<f64> {
             match select.method {
-                // All heads of the layer together.
-                SelectMethod::Tova => sum(0..self.model.q_heads()),
+                // All heads of the layer together, since they keep the same rows.
+                SelectMethod::Tova | SelectMethod::Streaming => sum(0..self.model.q_heads()),
                 SelectMethod::Scissorhands => {
                     let sum = own(head);
                     let mean = 1.0 / sum.len() as f64;

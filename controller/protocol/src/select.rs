@@ -141,6 +141,8 @@ methods! {
         /// Quest (arXiv 2406.10774): everything stays; a decoded token attends to `budget` of it, the pages whose keys may give
         /// it the largest logits.
         Quest = "quest" ["skip_layers"];
+        /// `KVzip` (arXiv 2505.23416): what the prompt can be repeated from, found by reading it once more.
+        Kvzip = "kvzip" ["heads"];
     }
 }
 
@@ -149,6 +151,12 @@ impl SelectMethod {
     #[must_use]
     pub const fn evicts(self) -> bool {
         !matches!(self, Self::Quest)
+    }
+
+    /// Whether a prompt is read once more before any of it goes.
+    #[must_use]
+    pub const fn rereads(self) -> bool {
+        matches!(self, Self::Kvzip)
     }
 }
 

@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(
             fails(json!({"policy": {"select": {"method": "h3o", "budget": 0.5}}})),
             "field `policy.select.method`: given \"h3o\", allowed `streaming`, `h2o`, `tova`, `snapkv`, `scissorhands`, \
-             `keyformer`, `expected_attention`, `key_norm`, `keydiff`, `lagkv`, `fastgen`, `quest`"
+             `keyformer`, `expected_attention`, `key_norm`, `keydiff`, `lagkv`, `fastgen`, `quest`, `kvzip`"
         );
     }
 

@@ -16,25 +16,48 @@ pub(crate) fn uncompressed(shape: &LayerShape, tokens: usize) -> usize {
     shape.kv_heads * (shape.k_dim + shape.v_dim) * 2 * tokens
 }
 
-/// Most bytes that one layer holds of a sequence that has come to `tokens` tokens under `plan` alone; `group` query
-/// heads share a KV head.
-pub(crate) fn layer(
-    place: Place,
-    shape: &LayerShape,
-    group: usize,
-    plan: &Plan,
-    dtype: DType,
-    tokens: usize,
-) -> usize {
+/// A layer of a sequence that has a plan of its own from its first token on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Of<'a> {
+    pub(crate) place: Place,
+    pub(crate) shape: &'a LayerShape,
+    /// Query heads that share a KV head.
+    pub(crate) group: usize,
+    pub(crate) plan: &'a Plan,
+    pub(crate) dtype: DType,
+}
+
+/// Most bytes that one layer holds of a sequence that has come to `tokens` tokens.
+pub(crate) fn layer(of: &Of<'_>, tokens: usize) -> usize {
+    // Between two evictions rows gather that the next one drops.
+    let kept = match (of.plan.budget(of.place, tokens, 0), of.plan.interval()) {
+        (Some(budget), Some(interval)) => (budget.total + interval).min(tokens),
+        _ => tokens,
+    };
+    holding(of, kept, 0)
+}
+
+/// The same while a prompt of `tokens` tokens is read once more: nothing has gone yet, and a part of it comes on top. 0 where
+/// that is not asked for.
+pub(crate) fn rereading(of: &Of<'_>, tokens: usize) -> usize {
+    of.plan
+        .rereads()
+        .map_or(0, |pass| holding(of, tokens, pass.tokens))
+}
+
+/// Most bytes of `kept` rows, and of `more` behind them that are not packed.
+fn holding(of: &Of<'_>, kept: usize, more: usize) -> usize {
+    let Of {
+        place,
+        shape,
+        group,
+        plan,
+        dtype,
+    } = *of;
     let targets = plan.targets(place, dtype);
     let row = |pair: Pair| {
         let (k, v) = pair.least();
         k.row_bytes(shape.k_dim) + v.row_bytes(shape.v_dim)
-    };
-    // Between two evictions rows gather that the next one drops.
-    let kept = match (plan.budget(place, tokens, 0), plan.interval()) {
-        (Some(budget), Some(interval)) => (budget.total + interval).min(tokens),
-        _ => tokens,
     };
     // Blocks with something beside their codes are not filled up.
     let smallest = match targets.packed.beside {
@@ -59,8 +82,9 @@ pub(crate) fn layer(
     let bases = plan.projects().map_or(0, |project| {
         project::most_bytes(project, shape.k_dim, shape.v_dim)
     });
+    let (full, blocks) = (full + more, blocks + 2 * more.div_ceil(BLOCK_ROWS));
     let rows = full * row(Pair::both(targets.store)) + packed * row(targets.packed) + bases;
-    let column = (kept + COLUMN_ROWS) * size_of::<f32>();
+    let column = (kept + more + COLUMN_ROWS) * size_of::<f32>();
     let positions = if plan.interval().is_some() { column } else { 0 };
     let (own, shared) = if plan.head_scores() {
         (column, 0)

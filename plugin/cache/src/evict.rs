@@ -50,6 +50,15 @@ pub(crate) struct Ranked {
     total: usize,
 }
 
+/// Whether rows of a head go that holds `own` of its layer's `all`, in so many heads.
+pub(crate) fn over(plan: &Plan, budget: Option<Budget>, heads: usize, all: usize, own: usize) -> bool {
+    let narrows = plan.method().is_some_and(|method| method.profiles());
+    budget.is_some_and(|budget| match plan.floor() {
+        Some(_) => heads * budget.total < all,
+        None => narrows || budget.total < own,
+    })
+}
+
 /// Ranks the rows of a head where some rows go.
 pub(crate) fn rank(head: &mut Head, plan: &Plan, context: &Context<'_>) -> Result<Option<Ranked>, HookError> {
     let budget = plan.budget(context.place, context.seen, context.prompt);
@@ -131,7 +140,7 @@ pub(crate) fn compact(
     what: Compaction,
     ranked: Option<Ranked>,
     context: &Context<'_>,
-    queries: impl FnOnce() -> Queries,
+    queries: Option<impl FnOnce() -> Queries>,
 ) -> Result<(Rebuilt, Option<Vec<u32>>), HookError> {
     let keep = ranked
         .filter(|ranked| ranked.total < ranked.kept)
@@ -142,7 +151,7 @@ pub(crate) fn compact(
     // Keys turn with their positions: those of the prompt's first part alone say little of those to come.
     let whole = context.seen >= context.prompt;
     let project = plan.projects().filter(|_| whole);
-    if let Some(project) = project.filter(|_| head.bases.is_none()) {
+    if let Some((project, queries)) = project.zip(queries).filter(|_| head.bases.is_none()) {
         head.learn(project, queries)?;
     }
     let merged = match &keep {

@@ -8,6 +8,8 @@ use cinch_hooks::LayerShape;
 #[derive(Debug, Default)]
 pub(crate) struct LayerGauge {
     pub(crate) seen: AtomicUsize,
+    /// Tokens of a second reading, which are no part of the sequence.
+    pub(crate) reread: AtomicUsize,
     /// Rows kept, summed over heads.
     pub(crate) kept: AtomicUsize,
     /// Rows of the fullest head.

@@ -11,6 +11,7 @@ use cinch_hooks::LayerShape;
 use cinch_kernels::Kernels;
 use cinch_protocol::Store;
 
+use crate::observe::Held;
 use crate::plan::{Place, Plan};
 use crate::quantize::{Beside, bits};
 use crate::rotary::Turns;
@@ -45,15 +46,21 @@ pub(crate) struct Layer {
     pub(crate) since: usize,
     /// Tokens decoded since the last prefill.
     pub(crate) decoded: usize,
+    /// Its prompt is to be read once more before rows go.
+    pub(crate) held: bool,
+    /// Tokens seen when that reading began; those since then are the present part of it.
+    pub(crate) reread: Option<usize>,
+    /// What the prompt's last queries saw, for when rows go.
+    pub(crate) probes: Option<Held>,
     pub(crate) heads: Vec<Head>,
     /// Mean weight over query heads, where no head has scores of its own.
     pub(crate) scores: Option<Column<f32>>,
 }
 
-/// Makes scores that another method gathered count as one full window: of weights, each query's sum to 1; of votes, the
-/// first row has them all.
-fn fit(scores: &mut [f32], full: f32, votes: bool) {
-    let now = if votes {
+/// Makes scores that another method gathered count as `full`: all of them together, as weights do, or the `first` of them, as
+/// votes and largest weights do.
+fn fit(scores: &mut [f32], full: f32, first: bool) {
+    let now = if first {
         scores.iter().copied().fold(0.0, f32::max)
     } else {
         scores.iter().sum()
@@ -95,6 +102,9 @@ impl Layer {
             evicted_at: 0,
             since: 0,
             decoded: 0,
+            held: false,
+            reread: None,
+            probes: None,
             heads: (0..shape.kv_heads)
                 .map(|_| Head::new(ledger, dims, rotary.clone()))
                 .collect(),
@@ -133,17 +143,54 @@ impl Layer {
         if plan.head_scores() {
             self.split_scores(ledger, group as f32);
         }
-        if let Statistics::Window(window) = plan.statistics()
-            && (before.statistics(), before.credits()) != (plan.statistics(), plan.credits())
-        {
-            let full = window as f32;
-            if let Some(scores) = &mut self.scores {
-                fit(scores.as_mut_slice(), full, plan.credits());
+        let full = match plan.statistics() {
+            // The most attended row has all of a query's attention.
+            _ if plan.largest() && !before.largest() => 1.0 / group as f32,
+            Statistics::Window(window)
+                if (before.statistics(), before.credits()) != (plan.statistics(), plan.credits()) =>
+            {
+                window as f32
             }
-            for scores in self.heads.iter_mut().filter_map(|head| head.scores.as_mut()) {
-                fit(scores.as_mut_slice(), full * group as f32, plan.credits());
+            // As if all queries so far had been summed up.
+            Statistics::Sampled | Statistics::Every if before.largest() && !plan.largest() => {
+                self.seen as f32
             }
+            _ => return,
+        };
+        let first = plan.credits() || plan.largest();
+        if let Some(scores) = &mut self.scores {
+            fit(scores.as_mut_slice(), full, first);
         }
+        for scores in self.heads.iter_mut().filter_map(|head| head.scores.as_mut()) {
+            fit(scores.as_mut_slice(), full * group as f32, first);
+        }
+    }
+
+    /// Tokens that count as seen: those of a second reading do not.
+    pub(crate) fn counted(&self) -> usize {
+        self.reread.unwrap_or(self.seen)
+    }
+
+    /// What is attended to from here on is a part of its prompt's second reading.
+    pub(crate) fn begin_part(&mut self) {
+        if let Some(seen) = self.reread {
+            self.truncate(seen);
+            return;
+        }
+        self.reread = Some(self.seen);
+        for scores in self.heads.iter_mut().filter_map(|head| head.scores.as_mut()) {
+            scores.as_mut_slice().fill(0.0);
+        }
+    }
+
+    /// Forgets a second reading's rows. Whether there was one.
+    pub(crate) fn end_pass(&mut self) -> bool {
+        self.held = false;
+        let Some(seen) = self.reread.take() else {
+            return false;
+        };
+        self.truncate(seen);
+        true
     }
 
     /// Gets ready for a step of queries that `group` a KV head attend.
@@ -232,6 +279,9 @@ impl Layer {
             evicted_at: self.evicted_at,
             since: self.since,
             decoded: self.decoded,
+            held: false,
+            reread: self.reread,
+            probes: None,
             heads: self.heads.iter().map(Head::fork).collect(),
             scores: self.scores.as_ref().map(Column::duplicate),
         }

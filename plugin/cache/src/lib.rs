@@ -23,6 +23,7 @@ mod plugin;
 mod project;
 mod quantize;
 mod registry;
+mod reread;
 mod rotary;
 mod select;
 mod sequence;

@@ -16,6 +16,27 @@ pub trait Observer: Send + Sync {
     fn attention_error(&self, class: &str, value: f64);
 }
 
+/// Probes that are kept until rows go.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) heads: Heads,
+    /// KV head, position, q and the outputs of its query heads.
+    pub(crate) queries: Vec<(usize, usize, Vec<f32>, Vec<Vec<f32>>)>,
+}
+
+impl Held {
+    /// Those of a KV head.
+    pub(crate) fn of(&self, kv: usize) -> Vec<Probe<'_>> {
+        let own = self.queries.iter().filter(|query| query.0 == kv);
+        own.map(|(_, position, q, exact)| Probe {
+            q: q.clone(),
+            exact: exact.iter().map(Vec::as_slice).collect(),
+            position: *position,
+        })
+        .collect()
+    }
+}
+
 /// A query, the output it had, and the rows of the compressed store it may see.
 pub(crate) struct Probe<'a> {
     /// q_heads × k_dim.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::DType;
-use cinch_hooks::LayerShape;
+use cinch_hooks::{ExtraPass, LayerShape};
 use cinch_kernels::Codec;
 use cinch_protocol::{
     Heads, Layers, Merge, Policy, PolicyError, Project, ProjectMethod, Quantize, Rope, SelectMethod, Store,
@@ -204,6 +204,16 @@ impl Plan {
     pub(crate) fn statistics(&self) -> Statistics {
         self.method()
             .map_or(Statistics::Sampled, |method| method.statistics())
+    }
+
+    /// Whether a score is the largest weight that a row received.
+    pub(crate) fn largest(&self) -> bool {
+        self.method().is_some_and(|method| method.largest())
+    }
+
+    /// How a prompt is read once more before its rows go.
+    pub(crate) fn rereads(&self) -> Option<ExtraPass> {
+        self.method().and_then(|method| method.rereads())
     }
 
     /// Whether each query's weights are credited by the method, not summed.

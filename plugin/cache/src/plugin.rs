@@ -16,10 +16,11 @@ use crate::inspect::{self, HeadRows, LayerView};
 use crate::observe::Observer;
 use crate::plan::{Place, Plan};
 use crate::registry::{Assignment, Found, Request, RequestSnapshot, lock};
+use crate::reread;
 use crate::rotary::{self, RotaryLayers};
 use crate::sequence::{Owner, Sequence};
 use crate::settings::PluginSettings;
-use crate::shared::Core;
+use crate::shared::{Core, Model};
 use crate::totals::Totals;
 
 /// The cache plugin. One per process is installed in the engine.
@@ -53,8 +54,8 @@ impl Plugin {
     fn plan(&self, level: Option<u32>, policy: Policy) -> Result<Arc<Plan>, cinch_protocol::PolicyError> {
         let plan = Plan::compile(self.core.next_plan(), level, policy)?;
         // Before a model is loaded, `open` tells.
-        if let Some((shapes, _)) = self.core.model.get() {
-            plan.fits(shapes, &self.core.rotary)?;
+        if let Some(model) = self.core.model.get() {
+            plan.fits(&model.layers, &self.core.rotary)?;
         }
         Ok(Arc::new(plan))
     }
@@ -117,6 +118,11 @@ impl Plugin {
         };
         let plan = self.plan(level, policy)?;
         let before = found.snapshot();
+        if let Some(model) = self.core.model.get()
+            && in_prompt(&before)
+        {
+            reread::fits(&plan, before.prompt_tokens, model.context)?;
+        }
         let notes = notes(&before, &plan.policy);
         let epoch = plan.id;
         found.set_plan(plan);
@@ -178,32 +184,47 @@ impl Plugin {
     /// Layers that the plugin keeps, which `quantize.layers` counts; `None` until a sequence has been opened.
     #[must_use]
     pub fn layers(&self) -> Option<usize> {
-        self.core.model.get().map(|(layers, _)| layers.len())
+        self.core.model.get().map(|model| model.layers.len())
     }
 
     /// The most bytes a sequence of `tokens` tokens holds under `policy` from its first token on; `None` until a
     /// sequence has been opened, or for a policy out of range.
     #[must_use]
     pub fn most_bytes(&self, policy: &Policy, tokens: usize) -> Option<usize> {
-        let (layers, dtype) = self.core.model.get()?;
-        let plan = Plan::compile(0, None, policy.clone()).ok()?;
-        let group = self.core.group.load(Relaxed).max(1);
-        let of = |(layer, shape)| {
-            let layers = layers.len();
-            bound::layer(Place { layer, layers }, shape, group, &plan, *dtype, tokens)
-        };
-        Some(layers.iter().enumerate().map(of).sum())
+        self.most(policy, |of| bound::layer(of, tokens))
     }
 
     /// What a prompt of `tokens` tokens takes beside that while it is processed: the largest layer in f16, which is
-    /// compressed when the next one begins. `None` as in [`most_bytes`](Self::most_bytes).
+    /// compressed when the next one begins, and, where it is read twice, what all layers hold until then. `None` as in
+    /// [`most_bytes`](Self::most_bytes).
     #[must_use]
-    pub fn prefill_bytes(&self, tokens: usize) -> Option<usize> {
-        let (layers, _) = self.core.model.get()?;
-        layers
+    pub fn prefill_bytes(&self, policy: &Policy, tokens: usize) -> Option<usize> {
+        let model = self.core.model.get()?;
+        let largest = model
+            .layers
             .iter()
-            .map(|shape| bound::uncompressed(shape, tokens))
-            .max()
+            .map(|shape| bound::uncompressed(shape, tokens));
+        let held = self.most(policy, |of| bound::rereading(of, tokens))?;
+        Some(largest.max()? + held.saturating_sub(self.most_bytes(policy, tokens)?))
+    }
+
+    /// A bound of all layers.
+    fn most(&self, policy: &Policy, bound: impl Fn(&bound::Of<'_>) -> usize) -> Option<usize> {
+        let model = self.core.model.get()?;
+        let plan = Plan::compile(0, None, policy.clone()).ok()?;
+        let of = |(layer, shape)| {
+            bound(&bound::Of {
+                place: Place {
+                    layer,
+                    layers: model.layers.len(),
+                },
+                shape,
+                group: self.core.group.load(Relaxed).max(1),
+                plan: &plan,
+                dtype: model.dtype,
+            })
+        };
+        Some(model.layers.iter().enumerate().map(of).sum())
     }
 
     /// Says how keys of the model's managed layers turn with their positions, before its first request. Until then that is
@@ -225,7 +246,7 @@ impl Plugin {
     /// What speaks against what was said.
     pub fn rotary_checked(&self) -> Result<f64, String> {
         let worst = self.core.check.end();
-        let layers = self.core.model.get().map_or(0, |(layers, _)| layers.len());
+        let layers = self.core.model.get().map_or(0, |model| model.layers.len());
         rotary::verdict(&worst, layers).inspect_err(|reason| {
             self.core.rotary.set(RotaryLayers::Unknown(reason.clone()));
         })
@@ -316,14 +337,33 @@ fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
             .iter()
             .any(|served| method(&served.policy) == Some(to))
     {
-        notes.extend(beginning(to).map(|how| format!("statistics: {how}")));
+        let from = before.served.last().and_then(|served| method(&served.policy));
+        notes.extend(beginning(to, from, in_prompt(before)).map(|how| format!("statistics: {how}")));
     }
     notes
 }
 
-/// How a method that a request was not served with so far comes by its statistics; `None`: it needs none of before.
-fn beginning(method: SelectMethod) -> Option<&'static str> {
+/// Whether some of a request's prompts are not processed yet.
+fn in_prompt(request: &RequestSnapshot) -> bool {
+    request.seen < request.prompt_tokens * request.sequences.max(1)
+}
+
+/// How a method that a request was not served with so far comes by its statistics, in the middle of its prompt or behind it;
+/// `None`: it needs none of before.
+fn beginning(method: SelectMethod, from: Option<SelectMethod>, in_prompt: bool) -> Option<&'static str> {
+    let sums = matches!(method, SelectMethod::H2o | SelectMethod::Keyformer);
     match method {
+        _ if sums && from == Some(SelectMethod::Kvzip) => Some(
+            "every head starts from the largest weights that its rows received, which count as the sums of all queries so far",
+        ),
+        SelectMethod::Kvzip if in_prompt => Some(
+            "the prompt is read once more if its last part has not begun; if it has, rows rank by attention received so far, \
+             the most attended row of a head having all of a query's, and by the largest weight that decoded tokens give",
+        ),
+        SelectMethod::Kvzip => Some(
+            "the prompt is not read once more, since tokens were decoded behind it: rows rank by attention received so far, \
+             the most attended row of a head having all of a query's, and by the largest weight that decoded tokens give",
+        ),
         SelectMethod::H2o | SelectMethod::Keyformer => Some(
             "every head starts from a sample, its own or its layer's mean: attention of the last 64 queries of each part \
              of the prompt and of some decoded tokens; what the method counts is accumulated from now on",
@@ -351,11 +391,15 @@ fn beginning(method: SelectMethod) -> Option<&'static str> {
 impl CachePolicy for Plugin {
     fn open(&self, info: &SequenceInfo) -> Result<Arc<dyn SequenceCache>, HookError> {
         check(info)?;
-        self.core.model.get_or_init(|| (info.layers.clone(), info.dtype));
+        self.core.model.get_or_init(|| Model {
+            layers: info.layers.clone(),
+            dtype: info.dtype,
+            context: info.context,
+        });
         let request = self.serve(info);
-        request
-            .plan()
-            .fits(&info.layers, &self.core.rotary)
+        let plan = request.plan();
+        plan.fits(&info.layers, &self.core.rotary)
+            .and_then(|()| reread::fits(&plan, info.prompt_tokens, info.context))
             .map_err(|error| HookError::Policy {
                 request: info.request,
                 reason: error.to_string(),
@@ -396,7 +440,7 @@ impl CachePolicy for Plugin {
                 reason: "a prefix that was compressed harder than this request asks for".into(),
             });
         }
-        sequence.rehome(request, info.prompt_tokens);
+        sequence.rehome(request, info.prompt_tokens, info.context);
         Ok(cache)
     }
 

@@ -2,12 +2,12 @@
 //! at a time, and what others read of a sequence comes from its gauges without waiting.
 
 use std::any::Any;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use candle_core::DType;
-use cinch_hooks::{ForkRole, HookError, LayerShape, SequenceCache, SequenceInfo};
+use cinch_hooks::{ExtraPass, ForkRole, HookError, LayerShape, SequenceCache, SequenceInfo};
 
 use crate::gauges::Gauges;
 use crate::layer::Layer;
@@ -39,6 +39,10 @@ pub(crate) struct Sequence {
     owner: Mutex<Owner>,
     /// Tokens of the prompt it is to serve, 0 as long as nobody said.
     prompt: AtomicUsize,
+    /// Positions of the model it is of.
+    context: AtomicUsize,
+    /// Its prompt is to be read once more before its rows go.
+    holds: AtomicBool,
     /// What the tokens it was forked with were served with.
     inherited: Vec<Served>,
 }
@@ -68,6 +72,7 @@ impl Sequence {
         let sequence = Self::assemble(core, info.dtype, &info.layers, layers, Vec::new());
         request.join(&sequence.gauges, info.prompt_tokens, &[]);
         sequence.prompt.store(info.prompt_tokens, Relaxed);
+        sequence.context.store(info.context, Relaxed);
         *lock(&sequence.owner) = Owner::Request(request);
         sequence
     }
@@ -87,6 +92,8 @@ impl Sequence {
             shapes: shapes.to_vec(),
             owner: Mutex::new(Owner::Adrift),
             prompt: AtomicUsize::new(0),
+            context: AtomicUsize::new(0),
+            holds: AtomicBool::new(false),
             inherited,
             layers: layers.into_iter().map(Mutex::new).collect(),
         };
@@ -103,6 +110,20 @@ impl Sequence {
     /// Tokens of the prompt it serves, those to come included; 0 where nobody said.
     pub(crate) fn prompt(&self) -> usize {
         self.prompt.load(Relaxed)
+    }
+
+    /// Positions of the model it is of.
+    pub(crate) fn context(&self) -> usize {
+        self.context.load(Relaxed)
+    }
+
+    /// Whether its prompt is to be read once more before its rows go.
+    pub(crate) fn holds(&self) -> bool {
+        self.holds.load(Relaxed)
+    }
+
+    pub(crate) fn hold(&self, holds: bool) {
+        self.holds.store(holds, Relaxed);
     }
 
     pub(crate) fn owner(&self) -> Owner {
@@ -124,7 +145,7 @@ impl Sequence {
     }
 
     /// Serves `request` from now on.
-    pub(crate) fn rehome(&self, request: Arc<Request>, prompt_tokens: usize) {
+    pub(crate) fn rehome(&self, request: Arc<Request>, prompt_tokens: usize, context: usize) {
         match self.owner() {
             Owner::Request(old) if Arc::ptr_eq(&old, &request) => return,
             Owner::Request(old) => self.core.registry.hand_over(&old, &self.gauges),
@@ -133,19 +154,24 @@ impl Sequence {
         }
         request.join(&self.gauges, prompt_tokens, &self.inherited);
         self.prompt.store(prompt_tokens, Relaxed);
+        self.context.store(context, Relaxed);
         *lock(&self.owner) = Owner::Request(request);
     }
 
     /// Publishes what `layer` now holds.
     pub(crate) fn gauge(&self, index: usize, layer: &Layer) {
         let gauge = &self.gauges.layers[index];
-        gauge.seen.store(layer.seen, Relaxed);
-        gauge
-            .kept
-            .store(layer.heads.iter().map(Head::kept).sum(), Relaxed);
+        let seen = layer.counted();
+        let kept = |head: &Head| match layer.reread {
+            Some(seen) => head.rows_before(seen),
+            None => head.kept(),
+        };
+        gauge.seen.store(seen, Relaxed);
+        gauge.reread.store(layer.seen - seen, Relaxed);
+        gauge.kept.store(layer.heads.iter().map(kept).sum(), Relaxed);
         gauge
             .kept_max
-            .store(layer.heads.iter().map(Head::kept).max().unwrap_or(0), Relaxed);
+            .store(layer.heads.iter().map(kept).max().unwrap_or(0), Relaxed);
         gauge.bytes.store(layer.bytes(), Relaxed);
         if !layer.pending {
             gauge.plan.store(layer.plan.id, Relaxed);
@@ -158,7 +184,7 @@ impl SequenceCache for Sequence {
         self.gauges
             .layers
             .get(layer)
-            .map_or(0, |gauge| gauge.seen.load(Relaxed))
+            .map_or(0, |gauge| gauge.seen.load(Relaxed) + gauge.reread.load(Relaxed))
     }
 
     fn fork(&self, role: ForkRole) -> Result<Arc<dyn SequenceCache>, HookError> {
@@ -167,14 +193,21 @@ impl SequenceCache for Sequence {
             Owner::Request(request) => request.served(),
             Owner::Prefix | Owner::Adrift => self.inherited.clone(),
         };
-        let layers = self.layers.iter().map(|layer| lock(layer).fork()).collect();
+        let fork = |layer: &Mutex<Layer>| {
+            let mut fork = lock(layer).fork();
+            fork.end_pass();
+            fork
+        };
+        let layers = self.layers.iter().map(fork).collect();
         let fork = Self::assemble(&self.core, self.dtype, &self.shapes, layers, inherited);
         match (role, owner) {
             (ForkRole::Prefix, _) => {
                 self.core.prefix_kept(fork.id, &fork.gauges);
                 *lock(&fork.owner) = Owner::Prefix;
             }
-            (ForkRole::Sequence, Owner::Request(request)) => fork.rehome(request, self.prompt()),
+            (ForkRole::Sequence, Owner::Request(request)) => {
+                fork.rehome(request, self.prompt(), self.context())
+            }
             (ForkRole::Sequence, Owner::Prefix | Owner::Adrift) => {}
         }
         Ok(Arc::new(fork))
@@ -208,6 +241,18 @@ impl SequenceCache for Sequence {
             .map(|layer| lock(layer).evicted_at)
             .max()
             .unwrap_or(0)
+    }
+
+    fn extra_pass(&self) -> Result<Option<ExtraPass>, HookError> {
+        self.wants_pass()
+    }
+
+    fn begin_part(&self) -> Result<bool, HookError> {
+        self.next_part()
+    }
+
+    fn end_pass(&self) -> Result<(), HookError> {
+        self.close_pass()
     }
 
     fn bytes(&self) -> usize {

@@ -22,14 +22,22 @@ pub(crate) struct PrefixReport {
     pub(crate) misses: AtomicU64,
 }
 
+/// What is known of the model once it has opened a sequence.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) layers: Vec<LayerShape>,
+    pub(crate) dtype: DType,
+    /// Positions.
+    pub(crate) context: usize,
+}
+
 /// Shared by the plugin and its sequences.
 pub(crate) struct Core {
     pub(crate) settings: PluginSettings,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) registry: Registry,
     pub(crate) prefix: PrefixReport,
-    /// The layers and the dtype of the model, once it has opened a sequence.
-    pub(crate) model: OnceLock<(Vec<LayerShape>, DType)>,
+    pub(crate) model: OnceLock<Model>,
     /// How its keys turn with their positions.
     pub(crate) rotary: Rotaries,
     pub(crate) check: Check,

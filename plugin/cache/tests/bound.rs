@@ -72,8 +72,8 @@ fn the_bound_of_a_long_sequence_is_near() {
 fn nothing_is_said_before_a_model_is_known() {
     let plugin = plugin(policy("{}"));
     assert_eq!(plugin.most_bytes(&policy("{}"), 100), None);
-    assert_eq!(plugin.prefill_bytes(100), None);
+    assert_eq!(plugin.prefill_bytes(&policy("{}"), 100), None);
     let seq = open(&plugin, &MODEL, 1, 5);
-    assert_eq!(plugin.prefill_bytes(100), Some(100 * 2 * 128 * 2));
+    assert_eq!(plugin.prefill_bytes(&policy("{}"), 100), Some(100 * 2 * 128 * 2));
     drop(seq);
 }

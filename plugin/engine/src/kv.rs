@@ -281,12 +281,12 @@ impl Kv {
         tokens as u64 * self.bytes_per_token.load(Ordering::Relaxed)
     }
 
-    /// What a prompt of `tokens` tokens takes beside that while it is processed; 0 until the model has run.
+    /// What a prompt of `tokens` tokens takes under `policy` beside that while it is processed; 0 until the model has run.
     #[must_use]
-    pub fn prefill_bytes(&self, tokens: usize) -> u64 {
+    pub fn prefill_bytes(&self, policy: &Policy, tokens: usize) -> u64 {
         let plugin = self.plugin.as_ref();
         plugin
-            .and_then(|plugin| plugin.prefill_bytes(tokens))
+            .and_then(|plugin| plugin.prefill_bytes(policy, tokens))
             .unwrap_or(0) as u64
     }
 

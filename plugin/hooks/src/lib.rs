@@ -21,7 +21,7 @@ use candle_core::Tensor;
 
 pub use error::HookError;
 pub use matmul::{QuantizedMatmul, install_matmul, installed_matmul};
-pub use types::{AttendParams, ForkRole, LayerShape, Qkv, SequenceInfo};
+pub use types::{AttendParams, ExtraPass, ForkRole, LayerShape, Qkv, SequenceInfo};
 
 /// Decides how sequences are cached. Installed once per process.
 pub trait CachePolicy: Send + Sync {
@@ -87,7 +87,7 @@ impl<F: Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<Tensor>> DenseAtten
 
 /// One sequence's cache, all layers. The engine holds it in many places, so mutability is interior.
 pub trait SequenceCache: Send + Sync {
-    /// Tokens this sequence's `layer` has processed.
+    /// Tokens this sequence's `layer` has processed; in an extra pass, those of its present part included.
     fn seen(&self, layer: usize) -> usize;
 
     /// An independent continuation of this cache; the original never changes through it.
@@ -105,6 +105,32 @@ pub trait SequenceCache: Send + Sync {
     /// The shortest length [`truncate`](Self::truncate) can still reach. The default: no way back.
     fn reachable_from(&self) -> usize {
         self.seen(0)
+    }
+
+    /// Whether the prompt, once it is processed, is to be read once more before its first token is sampled, and how. Who asks
+    /// and is told so does that, or says [`end_pass`](Self::end_pass): until then the cache may hold back what it evicts.
+    ///
+    /// # Errors
+    /// A typed refusal: there is no room for the pass.
+    fn extra_pass(&self) -> Result<Option<ExtraPass>, HookError> {
+        Ok(None)
+    }
+
+    /// What is attended to from here on is a part of the extra pass, right behind the prompt; rows of a part before it are
+    /// forgotten. False if the pass is not wanted any more.
+    ///
+    /// # Errors
+    /// A typed refusal.
+    fn begin_part(&self) -> Result<bool, HookError> {
+        Ok(false)
+    }
+
+    /// The extra pass is over, or does not come: its rows are forgotten, and what was held back is done.
+    ///
+    /// # Errors
+    /// A typed refusal.
+    fn end_pass(&self) -> Result<(), HookError> {
+        Ok(())
     }
 
     /// Bytes held, measured from the allocations themselves.

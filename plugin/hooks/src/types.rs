@@ -24,6 +24,8 @@ pub struct SequenceInfo {
     pub choice: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Positions that the model has.
+    pub context: usize,
     /// One entry a managed layer, in the model's order. Layers with a sliding window are not among them: the engine
     /// keeps their rotating caches itself.
     pub layers: Vec<LayerShape>,
@@ -61,4 +63,17 @@ pub enum ForkRole {
     Prefix,
     /// Goes on as the cache of a running sequence.
     Sequence,
+}
+
+/// A second reading of a prompt, in parts: each is a text, tokens of the prompt, and is forgotten after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtraPass {
+    /// What comes before the prompt's first tokens, in a part of its own with them.
+    pub first: &'static str,
+    /// What comes before those of each further part.
+    pub further: &'static str,
+    /// Tokens that are repeated between `further` and a part's own, the last ones of the part before.
+    pub overlap: usize,
+    /// Tokens of a part at most, all of these counted.
+    pub tokens: usize,
 }

@@ -204,6 +204,7 @@ pub fn prefill(
             .map(|o| RowsMut::packed(o, heads.v_dim))
             .collect();
         let sums = (last_queries > 0).then_some(ColumnSums {
+            largest: false,
             last_queries,
             out: &mut column,
         });

@@ -305,7 +305,12 @@ pub(crate) fn attend_prefill(
             match &mut sums {
                 Some(sums) if i.saturating_add(sums.last_queries) >= n => {
                     for (sum, e) in sums.out.iter_mut().zip(exps) {
-                        *sum += (e / f64::from(stat.sum)) as f32;
+                        let weight = (e / f64::from(stat.sum)) as f32;
+                        *sum = if sums.largest {
+                            sum.max(weight)
+                        } else {
+                            *sum + weight
+                        };
                     }
                 }
                 _ => {}

@@ -146,12 +146,14 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-/// Where prefill adds up how much attention each key got.
+/// Where prefill adds up how much attention each key got, or keeps the most that a query gave it.
 #[derive(Debug)]
 pub struct ColumnSums<'a> {
+    /// Whether a key gets the largest of its weights, over queries and query heads, instead of their sum.
+    pub largest: bool,
     /// How many of the given queries count, from the last back; more than there are means all of them.
     pub last_queries: usize,
-    /// One sum a key, past rows first, then all fresh ones: added to, not overwritten.
+    /// One value a key, past rows first, then all fresh ones: added to, or raised, not overwritten.
     pub out: &'a mut [f32],
 }
 

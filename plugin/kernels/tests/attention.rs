@@ -226,7 +226,7 @@ impl Prefill {
         (0..self.heads.q_heads).map(rows).collect()
     }
 
-    /// Checks outputs and column sums of every implementation; what lies between output rows stays.
+    /// Checks outputs, column sums and largest weights of every implementation; what lies between output rows stays.
     fn check(&self, last_queries: usize) {
         let Heads {
             q_heads,
@@ -238,8 +238,10 @@ impl Prefill {
         let past_rows: usize = self.past.iter().map(|p| p.rows).sum();
         let mut k = joined(self.past.iter().map(|p| &p.stored_k[..]));
         let mut v = joined(self.past.iter().map(|p| &p.stored_v[..]));
-        let (mut right, mut right_sums) =
-            (vec![0.0; q_heads * self.t * v_dim], vec![1.0; past_rows + self.t]);
+        let mut right = vec![0.0; q_heads * self.t * v_dim];
+        // What was there before is added to, or raised.
+        let (mut right_sums, mut right_largest) =
+            (vec![1.0; past_rows + self.t], vec![0.05; past_rows + self.t]);
         for i in 0..self.t {
             k.extend(&self.k[i * 2 * k_dim..][..k_dim]);
             v.extend(&self.v[i * 2 * v_dim..][..v_dim]);
@@ -248,7 +250,8 @@ impl Prefill {
                 let (w, out) = attention(q, &k, &v, v_dim, scale, softcap);
                 right[(h * self.t + i) * v_dim..][..v_dim].copy_from_slice(&out);
                 if self.t - i <= last_queries {
-                    right_sums.iter_mut().zip(w).for_each(|(s, w)| *s += w);
+                    right_sums.iter_mut().zip(&w).for_each(|(s, w)| *s += w);
+                    right_largest.iter_mut().zip(w).for_each(|(s, w)| *s = w.max(*s));
                 }
             }
         }
@@ -258,9 +261,13 @@ impl Prefill {
             let stride = v_dim + 3;
             let mut data = vec![-7.0; q_heads * self.t * stride];
             let mut sums = vec![1.0f32; past_rows + self.t];
+            let mut largest = vec![0.05f32; past_rows + self.t];
             let mut scratch = Scratch::default();
             let (fresh_k, fresh_v) = (self.fresh(&self.k, k_dim), self.fresh(&self.v, v_dim));
-            for with_sums in [false, true] {
+            for columns in [None, Some(&mut sums), Some(&mut largest)]
+                .into_iter()
+                .enumerate()
+            {
                 let mut out: Vec<_> = if self.t == 0 {
                     (0..q_heads)
                         .map(|_| RowsMut {
@@ -279,9 +286,11 @@ impl Prefill {
                     };
                     data.chunks_mut(self.t * stride).map(rows).collect()
                 };
-                let sums = with_sums.then(|| ColumnSums {
+                let (index, columns) = columns;
+                let sums = columns.map(|out| ColumnSums {
+                    largest: index == 2,
                     last_queries,
-                    out: &mut sums,
+                    out,
                 });
                 kernels
                     .attend_prefill(
@@ -311,6 +320,13 @@ impl Prefill {
             assert!(
                 worst < bound,
                 "{:?} past {past_rows} t {}: sums {worst:e}",
+                self.heads,
+                self.t
+            );
+            let worst = error(&largest, &right_largest);
+            assert!(
+                worst < BOUND,
+                "{:?} past {past_rows} t {}: largest {worst:e}",
                 self.heads,
                 self.t
             );
@@ -401,6 +417,7 @@ fn decode_continues_prefill() {
             .collect();
         let mut sums = vec![0.0; 150];
         let column_sums = Some(ColumnSums {
+            largest: false,
             last_queries: 1,
             out: &mut sums,
         });

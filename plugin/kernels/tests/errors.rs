@@ -206,7 +206,11 @@ fn prefill(call: Call) -> Vec<Result<(), KernelError>> {
         };
         let mut out: Vec<_> = data.iter_mut().map(|d| rows(&mut d[..])).collect();
         let mut sums = call.sums.map(|n| vec![0.0; n]);
-        let sums = sums.as_mut().map(|out| ColumnSums { last_queries: 1, out });
+        let sums = sums.as_mut().map(|out| ColumnSums {
+            largest: false,
+            last_queries: 1,
+            out,
+        });
         kernels.attend_prefill(
             &HEADS,
             &past,

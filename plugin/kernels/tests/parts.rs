@@ -193,6 +193,7 @@ fn any_split_of_the_queries_gives_their_rows() {
                 let out = data.chunks_mut(n * heads.v_dim);
                 let mut out: Vec<_> = out.map(|o| RowsMut::packed(o, heads.v_dim)).collect();
                 let sums = ColumnSums {
+                    largest: false,
                     last_queries: last.saturating_sub(t - to),
                     out: sums,
                 };

@@ -10,7 +10,7 @@ use smallvec::smallvec;
 
 use super::host::between;
 use super::pieces::{self, Piece};
-use super::{Step, Sums, add, collect, counts, observed};
+use super::{Step, Sums, add, collect, counts, observed, raise};
 use crate::error::kernel;
 use crate::layer::Layer;
 use crate::registry::lock;
@@ -157,7 +157,8 @@ fn decode(
             merge(&step.heads, partials.clone(), out).map_err(kernel)?;
             if counts(layer) {
                 let totals: Vec<Stat> = (0..group).map(|h| total(h, partials.clone())).collect();
-                sums.push(weights(&own, &totals, of(row, kv), head.kept())?);
+                let largest = layer.plan.largest();
+                sums.push(weights(&own, &totals, of(row, kv), head.kept(), largest)?);
             }
         }
         all.push(collect(layer, sums));
@@ -169,12 +170,14 @@ fn unlocked(slot: &mut Mutex<Slot>) -> &mut Slot {
     slot.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One head's softmax weights, summed over its query heads; those of `rows` that are not in `runs` have none.
+/// One head's softmax weights, summed over its query heads, or the largest of theirs; those of `rows` that are not in `runs`
+/// have none.
 fn weights(
     pieces: &[(Piece, &mut Slot)],
     totals: &[Stat],
     runs: &[Range<usize>],
     rows: usize,
+    largest: bool,
 ) -> Result<Vec<f32>, HookError> {
     let mut sums = vec![0.0; quest::rows(runs)];
     for (piece, slot) in pieces {
@@ -183,7 +186,17 @@ fn weights(
             .zip(totals)
             .map(|(stat, total)| stat.factor(*total))
             .collect();
-        accumulate(&slot.weights, &factors, &mut sums[piece.from..piece.to]).map_err(kernel)?;
+        let sums = &mut sums[piece.from..piece.to];
+        if largest {
+            for (weights, factor) in slot.weights.chunks_exact(sums.len().max(1)).zip(&factors) {
+                let weights = weights.iter().map(|weight| weight * factor);
+                sums.iter_mut()
+                    .zip(weights)
+                    .for_each(|(sum, weight)| *sum = sum.max(weight));
+            }
+        } else {
+            accumulate(&slot.weights, &factors, sums).map_err(kernel)?;
+        }
     }
     Ok(quest::spread(sums, runs, rows))
 }
@@ -248,6 +261,7 @@ fn prefill(
         let sums = (task.counted > 0).then(|| {
             task.sums.resize(head.kept() + fresh, 0.0);
             ColumnSums {
+                largest: layers[row].plan.largest(),
                 last_queries: task.counted,
                 out: &mut task.sums,
             }
@@ -266,6 +280,7 @@ fn prefill(
     for PrefillTask { piece, sums: own, .. } in tasks {
         match sums[piece.row].get_mut(piece.kv) {
             Some(head) if head.is_empty() => *head = own,
+            Some(head) if layers[piece.row].plan.largest() => raise(head, &own),
             Some(head) => add(head, &own),
             None => sums[piece.row].push(own),
         }

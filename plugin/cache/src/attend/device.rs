@@ -9,7 +9,7 @@ use cinch_hooks::HookError;
 use smallvec::smallvec;
 
 use super::cpu::finite;
-use super::{Step, Sums, add, collect, counts, observed};
+use super::{Step, Sums, add, collect, counts, observed, raise};
 use crate::layer::Layer;
 use crate::select::quest::{self, Runs};
 
@@ -32,6 +32,7 @@ pub(crate) fn attend(
         let layer: &mut Layer = layer;
         let (seen, targets) = (layer.seen, layer.targets);
         let attended = layer.plan.attended(layer.place);
+        let largest = layer.plan.largest();
         let mut sums = Vec::with_capacity(layer.heads.len());
         for (kv, head) in layer.heads.iter_mut().enumerate() {
             let (fresh_k, fresh_v) = (step.k.rows(row, kv), step.v.rows(row, kv));
@@ -79,7 +80,11 @@ pub(crate) fn attend(
                     let observed = fresh.saturating_sub(last_queries).clamp(from, to) - from;
                     if observed < to - from {
                         let seen = weights.narrow(0, observed, to - from - observed)?;
-                        add(&mut head_sums, &seen.sum(0)?.to_vec1::<f32>()?);
+                        if largest {
+                            raise(&mut head_sums, &seen.max(0)?.to_vec1::<f32>()?);
+                        } else {
+                            add(&mut head_sums, &seen.sum(0)?.to_vec1::<f32>()?);
+                        }
                     }
                 }
             }

@@ -12,7 +12,7 @@ mod host;
 mod merge;
 mod pieces;
 mod score;
-mod settle;
+pub(crate) mod settle;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -47,21 +47,12 @@ pub(crate) struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Runs `f` on every index, on candle's threads if there is enough to do. A pool of our own would fight
-    /// with candle's for the cores: its workers spin for a while after each matmul.
+    /// Runs `f` on every index, on candle's threads if there is enough to do.
     fn run(&self, count: usize, f: impl Fn(usize) -> Result<(), HookError> + Sync) -> Result<(), HookError> {
         if self.threads() == 1 || count < 2 || self.work < SERIAL_WORK {
             return (0..count).try_for_each(f);
         }
-        let failed = Mutex::new(None);
-        barrier_pool().execute_chunked(count, |range| {
-            for index in range {
-                if let Err(error) = f(index) {
-                    lock(&failed).get_or_insert(error);
-                }
-            }
-        });
-        lock(&failed).take().map_or(Ok(()), Err)
+        spread(count, f)
     }
 
     /// The same, for tasks that are changed.
@@ -88,8 +79,25 @@ impl Step<'_> {
     }
 }
 
+/// Runs `f` on every index, on candle's threads. A pool of our own would fight with candle's for the cores: its workers spin for
+/// a while after each matmul.
+pub(crate) fn spread(
+    count: usize,
+    f: impl Fn(usize) -> Result<(), HookError> + Sync,
+) -> Result<(), HookError> {
+    let failed = Mutex::new(None);
+    barrier_pool().execute_chunked(count, |range| {
+        for index in range {
+            if let Err(error) = f(index) {
+                lock(&failed).get_or_insert(error);
+            }
+        }
+    });
+    lock(&failed).take().map_or(Ok(()), Err)
+}
+
 /// Attention weights received by each row's keys: summed over all query heads where the layer keeps
-/// scores, else a head at a time.
+/// scores, else a head at a time, or the largest of them.
 pub(crate) enum Sums {
     /// This step does not count.
     None,
@@ -117,6 +125,13 @@ pub(crate) fn attend(
     );
     let mut layers = lock_all(&sequences, layer)?;
     let shape = geometry.shape;
+    if geometry.fresh == 1 && layers.iter().any(|layer| layer.reread.is_some()) {
+        return Err(HookError::Shape {
+            tensor: "q",
+            given: qkv.q.dims().to_vec(),
+            expected: "at least 2 tokens of an extra pass at a time".into(),
+        });
+    }
     let kept: usize = layers
         .iter()
         .filter_map(|layer| layer.heads.iter().map(Head::kept).max())
@@ -140,10 +155,11 @@ pub(crate) fn attend(
     };
     for (sequence, layer) in sequences.iter().zip(&mut layers) {
         let plan = sequence.plan(layer);
-        if plan.id != layer.plan.id {
+        if plan.id != layer.plan.id && layer.reread.is_none() {
             layer.adopt_plan(&core.ledger, &plan, sequence.dtype, geometry.group());
         }
         layer.prompt = sequence.prompt();
+        layer.held = geometry.fresh > 1 && sequence.holds() && layer.plan.rereads().is_some();
         layer.prepare(&core.ledger, geometry.group());
     }
     if let Some(request) = core.check.request() {
@@ -260,6 +276,7 @@ fn lock_all<'a>(sequences: &[&'a Sequence], layer: usize) -> Result<Vec<MutexGua
 /// How many of a prefill's last queries are summed up in a layer's scores.
 fn observed(layer: &Layer) -> usize {
     match layer.plan.statistics() {
+        _ if layer.reread.is_some() => usize::MAX,
         // They are credited one by one, later.
         _ if layer.plan.credits() => 0,
         Statistics::Every => usize::MAX,
@@ -288,6 +305,13 @@ fn counts(layer: &Layer) -> bool {
 fn add(to: &mut [f32], from: &[f32]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to += from;
+    }
+}
+
+/// What is larger of a head's shares.
+fn raise(to: &mut [f32], from: &[f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = to.max(*from);
     }
 }
 

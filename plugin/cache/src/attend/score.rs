@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use cinch_hooks::HookError;
 use cinch_kernels::{Partial, Scratch, accumulate};
 
-use super::Step;
+use super::{Step, raise};
 use crate::error::kernel;
 use crate::layer::{OBSERVED_QUERIES, OBSERVED_STEPS};
 use crate::plan::{Place, Plan};
@@ -27,8 +27,13 @@ pub(super) struct Source<'a> {
     pub(super) sums: Option<&'a [f32]>,
 }
 
-/// Adds a step's sums, so many times, to what is left of the scores that were gathered before it.
-pub(super) fn gather(statistics: Statistics, fresh: usize, scores: &mut [f32], sums: &[f32], times: f32) {
+/// Adds a step's sums, so many times, to what is left of the scores that were gathered before it; or raises those to the step's
+/// largest weights.
+pub(super) fn gather(plan: &Plan, fresh: usize, scores: &mut [f32], sums: &[f32], times: f32) {
+    if plan.largest() {
+        return raise(scores, sums);
+    }
+    let statistics = plan.statistics();
     // A decode step stands for those between it and the last that counted.
     let times = match statistics {
         Statistics::Sampled if fresh == 1 => OBSERVED_STEPS as f32 * times,
@@ -47,7 +52,6 @@ pub(super) fn observe(step: &Step<'_>, head: &mut Head, source: &Source<'_>) -> 
         return Ok(());
     };
     let fresh = step.geometry.fresh;
-    let statistics = source.plan.statistics();
     let to = scores.as_mut_slice();
     let done = match (source.plan.credits(), source.sums) {
         (true, _) if fresh > 1 => credit_prefill(step, head, source, to),
@@ -56,7 +60,7 @@ pub(super) fn observe(step: &Step<'_>, head: &mut Head, source: &Source<'_>) -> 
             Ok(())
         }
         (false, Some(sums)) => {
-            gather(statistics, fresh, to, sums, 1.0);
+            gather(source.plan, fresh, to, sums, 1.0);
             Ok(())
         }
         (_, None) => Ok(()),
@@ -89,7 +93,7 @@ fn credit_decode(step: &Step<'_>, head: &Head, source: &Source<'_>, sums: &[f32]
     let group = step.geometry.group() as f32;
     let mut weights: Vec<f32> = sums.iter().map(|sum| sum / group).collect();
     credit(head, source, source.seen - 1, &mut weights);
-    gather(source.plan.statistics(), 1, scores, &weights, group);
+    gather(source.plan, 1, scores, &weights, group);
 }
 
 fn credit(head: &Head, source: &Source<'_>, position: usize, weights: &mut [f32]) {

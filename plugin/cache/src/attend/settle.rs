@@ -11,7 +11,7 @@ use super::score::{Source, gather, observe};
 use super::{Step, Sums};
 use crate::evict::{self, Context, Ranked, compact, rank};
 use crate::layer::{Compaction, Layer, OBSERVED_QUERIES};
-use crate::observe::{Probe, WINDOW, relative_error};
+use crate::observe::{Held, Probe, WINDOW, relative_error};
 use crate::project::Queries;
 use crate::sequence::Sequence;
 use crate::shared::Core;
@@ -20,10 +20,10 @@ use crate::store::{Column, Head, Rebuilt, Targets};
 /// What one row's compaction did.
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
-    pub(super) changed: bool,
+    pub(crate) changed: bool,
     /// Rows evicted, mean over the layer's heads.
-    evicted: f64,
-    pub(super) errors: Vec<f64>,
+    pub(crate) evicted: f64,
+    pub(crate) errors: Vec<f64>,
 }
 
 struct Task<'a> {
@@ -53,8 +53,12 @@ pub(crate) fn settle(
             scores.extend(repeat_n(0.0, fresh));
             if let Sums::Layer(sums) = sums {
                 let mean = 1.0 / step.geometry.q_heads as f32;
-                gather(layer.plan.statistics(), fresh, scores.as_mut_slice(), sums, mean);
+                gather(&layer.plan, fresh, scores.as_mut_slice(), sums, mean);
             }
+        }
+        if layer.reread.is_some() {
+            whats.push(None);
+            continue;
         }
         layer.since += fresh;
         layer.decoded = if fresh == 1 { layer.decoded + 1 } else { 0 };
@@ -62,7 +66,7 @@ pub(crate) fn settle(
         let evict = layer
             .plan
             .interval()
-            .is_some_and(|interval| due || layer.since >= interval);
+            .is_some_and(|interval| !layer.held && (due || layer.since >= interval));
         let pack = due || layer.heads.iter().any(|head| head.pack_due(&layer.targets));
         if evict {
             layer.since = 0;
@@ -84,16 +88,12 @@ pub(crate) fn settle(
         };
         let stored = if fresh > 1 { fresh } else { 0 };
         let budget = layer.plan.budget(layer.place, context.seen, context.prompt);
-        let narrows = layer.plan.method().is_some_and(|method| method.profiles());
         let heads = layer.heads.len();
         let kept: usize = layer.heads.iter().map(|head| head.kept() + stored).sum();
         for (kv, head) in layer.heads.iter_mut().enumerate() {
             let context = Context {
                 kv,
-                over: budget.is_some_and(|budget| match layer.plan.floor() {
-                    Some(_) => heads * budget.total < kept,
-                    None => narrows || budget.total < head.kept() + stored,
-                }),
+                over: evict::over(&layer.plan, budget, heads, kept, head.kept() + stored),
                 ..context
             };
             if let Some(scores) = &mut head.scores {
@@ -145,6 +145,12 @@ pub(crate) fn settle(
             Ok(())
         })?;
     }
+    for (row, layer) in layers.iter_mut().enumerate() {
+        let whole = layer.seen + fresh >= layer.prompt;
+        if layer.held && layer.reread.is_none() && whole {
+            layer.probes = Some(held(step, row, layer.seen + fresh, out));
+        }
+    }
     let mut settled: Vec<Settled> = whats.iter().map(|_| Settled::default()).collect();
     let mut keeps: Vec<Option<Vec<u32>>> = vec![None; whats.len()];
     let heads = step.geometry.shape.kv_heads as f64;
@@ -159,7 +165,7 @@ pub(crate) fn settle(
     }
     for (((layer, keep), settled), what) in layers.iter_mut().zip(keeps).zip(&settled).zip(&whats) {
         layer.seen += fresh;
-        layer.pending &= what.is_none();
+        layer.pending = layer.held || (layer.pending && what.is_none());
         if settled.evicted > 0.0 {
             layer.evicted_at = layer.seen;
         }
@@ -211,7 +217,7 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
         what,
         task.ranked.take(),
         &task.context,
-        || queries(step, &source),
+        Some(|| queries(step, &source)),
     )?;
     if task.rebuilt != Rebuilt::default()
         && step
@@ -283,6 +289,23 @@ pub(super) fn probes<'a>(
             position: seen - fresh + token,
         })
         .collect()
+}
+
+/// The same of sampled heads, to be kept.
+fn held(step: &Step<'_>, row: usize, seen: usize, out: &[f32]) -> Held {
+    let heads = 0..step.geometry.shape.kv_heads;
+    let sampled = heads.filter(|kv| step.core.settings.error_sample.includes(step.layer, *kv));
+    let probes = sampled.flat_map(|kv| {
+        let probes = probes(step, row, kv, seen, out);
+        probes.into_iter().map(move |probe| {
+            let exact = probe.exact.iter().map(|out| out.to_vec()).collect();
+            (kv, probe.position, probe.q, exact)
+        })
+    });
+    Held {
+        heads: step.heads,
+        queries: probes.collect(),
+    }
 }
 
 /// Publishes what the step did, when no layer is locked any more.

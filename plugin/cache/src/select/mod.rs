@@ -9,6 +9,7 @@ mod h2o;
 mod key_norm;
 mod keydiff;
 mod keyformer;
+mod kvzip;
 mod lagkv;
 pub(crate) mod merge;
 pub(crate) mod moments;
@@ -27,6 +28,7 @@ mod worked_example;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use cinch_hooks::ExtraPass;
 use cinch_protocol::{Select, SelectMethod};
 
 pub(crate) use fastgen::Profile;
@@ -46,6 +48,7 @@ pub(crate) fn method(select: &Select) -> Arc<dyn Method> {
         SelectMethod::Lagkv => Arc::new(lagkv::LagKv),
         SelectMethod::Fastgen => Arc::new(fastgen::FastGen::new(select)),
         SelectMethod::Quest => Arc::new(quest::Quest),
+        SelectMethod::Kvzip => Arc::new(kvzip::KvZip),
     }
 }
 
@@ -90,6 +93,16 @@ pub(crate) trait Method: Send + Sync {
     /// What a head keeps of the budget. `profile` is what it was found to be at the end of its prompt, and is filled in there.
     fn narrow(&self, budget: Budget, _: &Rows<'_>, _: &mut Option<Profile>) -> Budget {
         budget
+    }
+
+    /// Whether a row's score is the largest of the weights that it received, of any query head, and not their sum.
+    fn largest(&self) -> bool {
+        false
+    }
+
+    /// How a prompt is read once more before its rows are ranked, by what that reading attends to; `None`: it is not.
+    fn rereads(&self) -> Option<ExtraPass> {
+        None
     }
 
     /// Whether each query's weights go through [`credit`](Self::credit), instead of being summed as they are.

@@ -51,6 +51,7 @@ impl Model {
             sequence,
             choice: 0,
             prompt_tokens,
+            context: 8192,
             layers: vec![shape; self.layers],
             dtype: DType::F32,
             device: Device::Cpu,

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod fastgen;
+mod kvzip;
 mod merge;
 mod quest;
 mod ranks;

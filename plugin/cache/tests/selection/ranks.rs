@@ -12,7 +12,8 @@ pub(crate) fn of(head: &Head, select: &Select, seen: usize) -> Vec<f64> {
         | SelectMethod::Tova
         | SelectMethod::Scissorhands
         | SelectMethod::Keyformer
-        | SelectMethod::Fastgen => head.rows.iter().map(|row| row.score).collect(),
+        | SelectMethod::Fastgen
+        | SelectMethod::Kvzip => head.rows.iter().map(|row| row.score).collect(),
         SelectMethod::Snapkv => pooled(head, select, seen),
         SelectMethod::ExpectedAttention => expected(head, select),
         SelectMethod::KeyNorm => head.rows.iter().map(|row| -norm(&row.k)).collect(),

@@ -46,6 +46,8 @@ pub(crate) struct Layer {
     seen: usize,
     since: usize,
     decoded: usize,
+    /// What a prompt leaves waits for its second reading.
+    pub(crate) held: bool,
 }
 
 impl Layer {
@@ -67,6 +69,7 @@ impl Layer {
             seen: 0,
             since: 0,
             decoded: 0,
+            held: false,
         }
     }
 
@@ -85,7 +88,10 @@ impl Layer {
             let credits = self.credits(select, self.seen + query, fresh - 1 - query);
             for (head, credits) in self.heads.iter_mut().zip(credits) {
                 for (row, credit) in head.rows.iter_mut().zip(credits) {
-                    row.score += times * credit;
+                    row.score = match select.method {
+                        SelectMethod::Kvzip => row.score.max(credit),
+                        _ => row.score + times * credit,
+                    };
                 }
             }
         }
@@ -103,11 +109,55 @@ impl Layer {
             (0..self.model.v_dim).map(column).collect()
         });
         let outputs = outputs.collect();
-        if fresh > 1 || self.since >= select.interval as usize {
+        if fresh > 1 && self.held {
+            self.since = 0;
+        } else if fresh > 1 || self.since >= select.interval as usize {
             self.since = 0;
             self.evict(select, fresh > 1, given);
         }
         outputs
+    }
+
+    /// A part of a prompt's second reading: `fresh` tokens of `text` behind it, none of which stays.
+    pub(crate) fn read_again(&mut self, text: u64, fresh: usize) {
+        for head in &mut self.heads {
+            let of = |what, head, dim| -> Vec<Vec<f64>> {
+                let tokens = self.seen..self.seen + fresh;
+                tokens
+                    .map(|token| wide(&vector(text, self.layer, what, head, token, dim)))
+                    .collect()
+            };
+            let fresh_k = of(What::K, head.kv, SMALL.k_dim);
+            let mut largest = vec![0.0_f64; head.rows.len()];
+            for q_head in head.kv * SMALL.group..(head.kv + 1) * SMALL.group {
+                for (i, q) in of(What::Q, q_head, SMALL.k_dim).iter().enumerate() {
+                    let keys = head.rows.iter().map(|row| &row.k).chain(&fresh_k[..=i]);
+                    let e: Vec<f64> = keys
+                        .map(|k| (ranks::dot(q, k) / (SMALL.k_dim as f64).sqrt()).exp())
+                        .collect();
+                    let sum: f64 = e.iter().sum();
+                    largest
+                        .iter_mut()
+                        .zip(e)
+                        .for_each(|(largest, e)| *largest = largest.max(e / sum));
+                }
+            }
+            for (row, largest) in head.rows.iter_mut().zip(largest) {
+                row.score = row.score.max(largest);
+            }
+        }
+    }
+
+    /// Forgets what rows received so far.
+    pub(crate) fn forget(&mut self) {
+        let rows = self.heads.iter_mut().flat_map(|head| &mut head.rows);
+        rows.for_each(|row| row.score = 0.0);
+    }
+
+    /// The second reading is over.
+    pub(crate) fn release(&mut self, select: &Select) {
+        self.held = false;
+        self.evict(select, true);
     }
 
     /// Softmax weights of a query over all rows but the last `unseen`.
@@ -202,6 +252,13 @@ impl Layer {
                     let e: Vec<f64> = e.collect();
                     let total: f64 = e.iter().sum();
                     e.iter().map(|e| group * e / total).collect()
+                }
+                SelectMethod::Kvzip => {
+                    let heads = head.kv * SMALL.group..(head.kv + 1) * SMALL.group;
+                    let heads: Vec<Vec<f64>> =
+                        heads.map(|q_head| self.weights(q_head, token, unseen)).collect();
+                    let largest = |row: usize| heads.iter().map(|weights| weights[row]).fold(0.0, f64::max);
+                    (0..heads[0].len()).map(largest).collect()
                 }
                 _ => own(head),
             }

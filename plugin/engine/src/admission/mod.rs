@@ -310,7 +310,7 @@ impl Admission {
     fn need(&self, demand: &Demand, policy: &Policy) -> u64 {
         let tokens = demand.prompt_tokens + demand.new_tokens;
         let held = self.kv.most_bytes(policy, tokens) * demand.choices as u64;
-        held + self.kv.prefill_bytes(demand.prompt_tokens)
+        held + self.kv.prefill_bytes(policy, demand.prompt_tokens)
     }
 
     /// The most a request holds that was begun under whatever policy, if `policy` is what it goes on with.
@@ -321,9 +321,11 @@ impl Admission {
             prompt_tokens: prompt,
             ..demand.clone()
         };
-        let processed = view.seen >= (prompt * demand.choices) as u64;
+        // A prompt that is read twice is seen before that is over, and its layers have not applied their policy until then.
+        let twice = policy.select.as_ref().is_some_and(|select| select.method.rereads());
+        let processed = view.seen >= (prompt * demand.choices) as u64 && (view.applied || !twice);
         let passing = if processed {
-            self.kv.prefill_bytes(prompt)
+            self.kv.prefill_bytes(policy, prompt)
         } else {
             0
         };

@@ -18,6 +18,7 @@ fn app(overrides: &[&str]) -> Arc<App> {
         sequence: 0,
         choice: 0,
         prompt_tokens: 1,
+        context: 8192,
         layers: vec![shape; 4],
         dtype: candle_core::DType::F32,
         device: candle_core::Device::Cpu,

@@ -98,6 +98,18 @@ pub(super) fn add_to<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
     }
 }
 
+/// Raises to what is larger.
+#[inline(always)]
+pub(super) fn raise_to<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
+    if let Some(out) = out.first_chunk_mut::<LANES>() {
+        s.store(s.max(s.load(out), v), out);
+    } else {
+        let mut lanes = [0.0; LANES];
+        s.store(v, &mut lanes);
+        out.iter_mut().zip(lanes).for_each(|(out, x)| *out = out.max(x));
+    }
+}
+
 /// Multiplies by a factor.
 #[inline(always)]
 pub(super) fn scale<S: Simd>(s: S, values: &mut [f32], factor: f32) {

@@ -6,7 +6,7 @@
 //! are the accumulators.
 
 use super::block::{Block, QUERIES, blocks};
-use super::math::{add_to, scale, weigh};
+use super::math::{add_to, raise_to, scale, weigh};
 use super::tile::{KEYS, Keys};
 use super::{reset, width};
 use crate::simd::{LANES, Simd};
@@ -87,11 +87,16 @@ pub(crate) fn attend_prefill<S: Simd>(
         for h in 0..heads.q_heads {
             for block in blocks(first.max(from.saturating_sub(before)), queries) {
                 block.score(s, heads, &call.q[h], transposed, visible(block.last()), scores);
-                let sums = &mut sums.out[from..from + n];
-                add_columns(s, block, scores, visible, sums, |i| {
+                let softmax = |i| {
                     let query = h * queries + i;
                     (maxima[query], 1.0 / totals[query])
-                });
+                };
+                let out = &mut sums.out[from..from + n];
+                if sums.largest {
+                    columns(s, block, scores, visible, out, softmax, raise_to::<S>);
+                } else {
+                    columns(s, block, scores, visible, out, softmax, add_to::<S>);
+                }
             }
         }
         from += n;
@@ -99,23 +104,24 @@ pub(crate) fn attend_prefill<S: Simd>(
     Ok(())
 }
 
-/// Adds a block's softmax weights, made of its logits, to its keys' sums.
+/// Takes a block's softmax weights, made of its logits, `to` its keys' values.
 #[inline(always)]
-fn add_columns<S: Simd>(
+fn columns<S: Simd>(
     s: S,
     block: Block,
     scores: &mut [f32],
     visible: impl Fn(usize) -> usize,
-    sums: &mut [f32],
+    out: &mut [f32],
     softmax: impl Fn(usize) -> (f32, f32),
+    to: impl Fn(S, S::V, &mut [f32]),
 ) {
     for (i, row) in scores.chunks_exact_mut(KEYS).enumerate().take(block.queries) {
         row[visible(block.first + i)..].fill(f32::NEG_INFINITY);
         let (max, factor) = softmax(block.first + i);
         let (max, factor) = (s.splat(max), s.splat(factor));
-        for (row, sums) in row.as_chunks().0.iter().zip(sums.chunks_mut(LANES)) {
+        for (row, out) in row.as_chunks().0.iter().zip(out.chunks_mut(LANES)) {
             let e = s.exp(s.sub(s.load(row), max));
-            add_to(s, s.mul(e, factor), sums);
+            to(s, s.mul(e, factor), out);
         }
     }
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use candle_core::Result;
 
-use super::installed;
-use crate::pipeline::Pipeline;
+use super::pass::{self, Pass};
+use super::{handle, installed};
+use crate::pipeline::{ForwardInputsResult, Pipeline};
 use crate::sequence::Sequence;
 
 /// Tokens of a chunk while nobody decodes: enough that a matmul's weights are read for many rows, few enough
@@ -67,46 +68,110 @@ pub struct Chunks {
     /// Tokens of `whole` that were handed out.
     done: usize,
     spent: Duration,
+    /// Its second reading, once the first is done.
+    pub(super) pass: Option<Pass>,
 }
 
-/// Runs the next chunk of a prompt unless it is its last: that one is left to the engine's own step. Whether
-/// a chunk was run.
+/// The next `left` tokens' share, in equal parts of at most `budget`: none is of a single token, which models and kernels
+/// treat as decoding.
+fn share(left: usize, budget: usize) -> usize {
+    left.div_ceil(left.div_ceil(budget))
+}
+
+/// Runs the next chunk of a prompt unless it is its last: that one is left to the engine's own step. So it is with prompts that
+/// are read once; one that is read twice leaves that step nothing but its logits. Whether a chunk was run.
 pub(crate) fn run(pipeline: &mut dyn Pipeline, seqs: &mut [&mut Sequence], decoding: bool) -> Result<bool> {
-    // Prompts that share a step are short: the scheduler puts no others together.
+    if !installed() {
+        return Ok(false);
+    }
+    if seqs.len() > 1 {
+        // Prompts that share a step are short, and read once: the scheduler puts no others together. One that was retuned
+        // since then goes first, alone.
+        for seq in seqs.iter_mut() {
+            if pass::wanted(seq)? {
+                return run(pipeline, std::slice::from_mut(seq), decoding);
+            }
+        }
+    }
     let [seq] = seqs else {
         return Ok(false);
     };
-    if !installed() || seq.return_raw_logits || seq.has_images() || seq.has_audios() || seq.has_videos() {
+    let budget = budget(decoding);
+    if seq.chunks.pass.is_some() {
+        return second(pipeline, seqs, budget);
+    }
+    let twice = pass::wanted(seq)?;
+    if seq.return_raw_logits || seq.has_images() || seq.has_audios() || seq.has_videos() {
+        if twice {
+            candle_core::bail!("a prompt that is read twice: given raw logits or media, allowed text that is answered");
+        }
         return Ok(false);
     }
-    let budget = budget(decoding);
     if seq.chunks.whole.is_empty() {
-        if seq.get_toks().len() <= budget {
+        if seq.get_toks().len() <= budget && !twice {
             return Ok(false);
         }
         seq.chunks.whole = seq.get_toks().to_vec();
         seq.chunks.from = seq.token_offset();
     }
-    // Equal parts: none of a single token, which models and kernels treat as decoding.
     let left = seq.chunks.whole.len() - seq.chunks.done;
-    let parts = left.div_ceil(budget);
-    let next = left.div_ceil(parts);
+    let next = share(left, budget);
     let tokens = seq.chunks.whole[seq.chunks.done..][..next].to_vec();
     seq.set_part(Some(tokens), seq.chunks.from + seq.chunks.done);
     seq.chunks.done += next;
-    if parts == 1 {
+    if next == left && !twice {
         return Ok(false);
     }
-    let start = Instant::now();
-    forward(pipeline, seqs)?;
-    let took = start.elapsed();
-    prefilled(next, took);
-    seqs[0].chunks.spent += took;
+    let logits = timed(pipeline, seqs, next)?;
+    if next == left {
+        let [seq] = seqs else {
+            return Ok(true);
+        };
+        seq.set_part(None, seq.chunks.from);
+        seq.chunks.pass = Some(Pass::new(&*pipeline, seq, logits)?);
+    }
     Ok(true)
 }
 
-/// One pass over the sequences' present tokens, whose logits nobody needs.
-fn forward(pipeline: &mut dyn Pipeline, seqs: &mut [&mut Sequence]) -> Result<()> {
+/// Runs the next chunk of a second reading. False when it is over: what is left is to sample.
+fn second(pipeline: &mut dyn Pipeline, seqs: &mut [&mut Sequence], budget: usize) -> Result<bool> {
+    let [seq] = seqs else {
+        return Ok(false);
+    };
+    let (Some(handle), Some(pass)) = (handle(seq), &mut seq.chunks.pass) else {
+        return Ok(false);
+    };
+    if let Some((tokens, offset)) = pass.next(&handle, |left| share(left, budget))? {
+        let count = tokens.len();
+        seq.set_part(Some(tokens), offset);
+        timed(pipeline, seqs, count)?;
+        return Ok(true);
+    }
+    // The engine's step wants tokens whose logits it asks for.
+    let last = seq.chunks.whole.last().copied();
+    let offset = (seq.chunks.from + seq.chunks.whole.len()).saturating_sub(1);
+    seq.set_part(last.map(|token| vec![token]), offset);
+    Ok(false)
+}
+
+/// A pass over the one sequence's present tokens, as many as given.
+fn timed(
+    pipeline: &mut dyn Pipeline,
+    seqs: &mut [&mut Sequence],
+    tokens: usize,
+) -> Result<ForwardInputsResult> {
+    let start = Instant::now();
+    let logits = forward(pipeline, seqs)?;
+    let took = start.elapsed();
+    prefilled(tokens, took);
+    for seq in seqs {
+        seq.chunks.spent += took;
+    }
+    Ok(logits)
+}
+
+/// One pass over the sequences' present tokens, and the last one's logits.
+fn forward(pipeline: &mut dyn Pipeline, seqs: &mut [&mut Sequence]) -> Result<ForwardInputsResult> {
     let metadata = pipeline.get_metadata();
     let inputs = pipeline
         .get_processor()
@@ -128,15 +193,16 @@ fn forward(pipeline: &mut dyn Pipeline, seqs: &mut [&mut Sequence]) -> Result<()
         .map_err(candle_core::Error::msg)?
         .inputs;
     pipeline.clone_in_cache(seqs);
-    pipeline.forward_inputs(inputs, false)?;
+    let logits = pipeline.forward_inputs(inputs, false)?;
     pipeline.clone_out_cache(seqs);
-    Ok(())
+    Ok(logits)
 }
 
 /// A prompt that was in chunks is whole again before its first token is sampled: penalties look at all of it.
 pub(crate) fn whole(seqs: &mut [&mut Sequence]) {
     for seq in seqs {
         if !std::mem::take(&mut seq.chunks.whole).is_empty() {
+            seq.chunks.pass = None;
             let from = seq.chunks.from;
             seq.set_part(None, from);
         }

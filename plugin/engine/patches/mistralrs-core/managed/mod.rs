@@ -7,6 +7,7 @@
 
 mod chunk;
 mod greedy;
+mod pass;
 mod prefix;
 mod schedule;
 mod window;
@@ -29,6 +30,7 @@ use crate::sequence::Sequence;
 pub use chunk::Chunks;
 pub(crate) use chunk::{decoded, run as run_chunk, spent as spent_on_chunks, whole as whole_prompts};
 pub(crate) use greedy::most_likely;
+pub(crate) use pass::kept_logits;
 pub(crate) use prefix::ManagedPrefixes;
 pub(crate) use schedule::schedule;
 
@@ -346,6 +348,7 @@ fn describe(
         sequence,
         choice,
         prompt_tokens,
+        context: metadata.max_seq_len,
         layers,
         dtype: metadata.activation_dtype,
         device: pipeline.device(),

@@ -46,6 +46,15 @@ impl Windows {
         Ok(Self(self.0.iter().map(copy).collect::<Result<_>>()?))
     }
 
+    /// Goes back to what `saved` is a copy of.
+    pub(super) fn restore(&self, saved: &Self) -> Result<()> {
+        for (cache, saved) in self.0.iter().zip(saved.fork()?.0.iter()) {
+            let saved = saved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            *cache.lock().unwrap_or_else(PoisonError::into_inner) = saved;
+        }
+        Ok(())
+    }
+
     /// Forgets tokens from `seen` on; not where older ones have left the window.
     pub(super) fn truncate(&self, seen: usize) -> Result<()> {
         (0..self.0.len()).try_for_each(|index| self.lock(index).set_len(seen))

@@ -143,21 +143,20 @@ impl Layer {
         if plan.head_scores() {
             self.split_scores(ledger, group as f32);
         }
-        let full = match plan.statistics() {
+        let (full, first) = match plan.statistics() {
             // The most attended row has all of a query's attention.
-            _ if plan.largest() && !before.largest() => 1.0 / group as f32,
+            _ if plan.largest() && !before.largest() => (1.0 / group as f32, true),
             Statistics::Window(window)
                 if (before.statistics(), before.credits()) != (plan.statistics(), plan.credits()) =>
             {
-                window as f32
+                (window as f32, plan.credits())
             }
             // As if all queries so far had been summed up.
             Statistics::Sampled | Statistics::Every if before.largest() && !plan.largest() => {
-                self.seen as f32
+                (self.seen as f32, false)
             }
             _ => return,
         };
-        let first = plan.credits() || plan.largest();
         if let Some(scores) = &mut self.scores {
             fit(scores.as_mut_slice(), full, first);
         }

@@ -77,6 +77,15 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
                 "quantize": {"method": "kivi", "k_bits": 4, "v_bits": 4, "residual": 16}}"#,
         ),
         (
+            "kvzip",
+            r#"{"select": {"method": "kvzip", "budget": 0.4, "recent": 16, "interval": 8}}"#,
+        ),
+        (
+            "kvzip adaptive×k8v4",
+            r#"{"select": {"method": "kvzip", "budget": 0.4, "recent": 16, "interval": 8, "heads": "adaptive"},
+                "quantize": {"k_bits": 8, "v_bits": 4, "residual": 16}}"#,
+        ),
+        (
             "scissorhands",
             r#"{"select": {"method": "scissorhands", "budget": 0.4, "recent": 16, "interval": 8}}"#,
         ),

@@ -145,12 +145,6 @@ pub(crate) fn settle(
             Ok(())
         })?;
     }
-    for (row, layer) in layers.iter_mut().enumerate() {
-        let whole = layer.seen + fresh >= layer.prompt;
-        if layer.held && layer.reread.is_none() && whole {
-            layer.probes = Some(held(step, row, layer.seen + fresh, out));
-        }
-    }
     let mut settled: Vec<Settled> = whats.iter().map(|_| Settled::default()).collect();
     let mut keeps: Vec<Option<Vec<u32>>> = vec![None; whats.len()];
     let heads = step.geometry.shape.kv_heads as f64;
@@ -172,6 +166,11 @@ pub(crate) fn settle(
         // Without per-head scores all heads keep the same rows.
         if let (Some(scores), Some(keep)) = (&mut layer.scores, keep) {
             scores.gather(&keep);
+        }
+    }
+    for (row, layer) in layers.iter_mut().enumerate() {
+        if layer.held && layer.reread.is_none() && layer.seen >= layer.prompt {
+            layer.probes = Some(held(step, row, layer.seen, out));
         }
     }
     Ok(settled)

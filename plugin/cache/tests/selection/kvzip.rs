@@ -340,13 +340,7 @@ fn retunes_around_a_reading() {
         "{notes}"
     );
     assert!(seq[0].cache.extra_pass().unwrap().is_some());
-    let (plugin, _) = {
-        drop(seq);
-        full()
-    };
-    drop(plugin);
-    let (plugin, second) = full();
-    seq = second;
+    let (plugin, mut seq) = full();
     step(&plugin, &SMALL, &mut seq, 60);
     step(&plugin, &SMALL, &mut seq, 1);
     let notes = said(&plugin);

@@ -179,7 +179,7 @@ fn weights(
     rows: usize,
     largest: bool,
 ) -> Result<Vec<f32>, HookError> {
-    let mut sums = vec![0.0; quest::rows(runs)];
+    let mut sums = vec![0.0_f32; quest::rows(runs)];
     for (piece, slot) in pieces {
         let stats = slot.partial.stats().iter();
         let factors: Vec<f32> = stats

@@ -333,7 +333,7 @@ fn retunes_around_a_reading() {
             .notes
             .join(" ")
     };
-    let (plugin, mut seq) = full();
+    let (plugin, seq) = full();
     let notes = said(&plugin);
     assert!(
         notes.contains("read once more if its last part has not begun"),

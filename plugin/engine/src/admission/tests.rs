@@ -254,3 +254,30 @@ async fn what_can_never_fit_is_said_and_what_fits_tighter_waits() {
     app.admission.pump();
     assert!(waits.await.unwrap().is_ok());
 }
+
+/// Half of 1,000 tokens stays; until their prompt has been read twice, all of them and 2,048 of a part are held, of 1,024 bytes each.
+#[tokio::test]
+async fn a_prompt_that_is_read_twice_is_counted_with_its_second_reading() {
+    let need = |capacity: u64, method: &str| {
+        let app = app(&[&format!("kv.capacity_bytes={capacity}")]);
+        let policy = format!(r#"{{"select": {{"method": "{method}", "budget": 0.5}}}}"#);
+        let demand = Demand {
+            own: Some(Choice {
+                level: None,
+                policy: serde_json::from_str(&policy).unwrap(),
+            }),
+            ..demand("default", 1000)
+        };
+        async move {
+            let place = arrive(&app, 1, demand).await.await.unwrap()?;
+            let reserved = app.admission.reserved_bytes();
+            drop(place);
+            Ok::<_, Refusal>(reserved)
+        }
+    };
+    assert!(need(2_800_000, "snapkv").await.is_ok());
+    let refusal = need(2_800_000, "kvzip").await.unwrap_err();
+    assert_eq!(refusal.0.status, 413, "{}", refusal.0.detail);
+    let reserved = need(8_000_000, "kvzip").await.unwrap();
+    assert!((3_048 * 1024..5_000_000).contains(&reserved), "{reserved}");
+}

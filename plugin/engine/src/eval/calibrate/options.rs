@@ -21,7 +21,7 @@ pub struct Options {
     /// goes on where an earlier one was ended.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Little text, and three layers together: minutes instead of tens of them, and figures to match.
+    /// Little text, and five layers together: minutes instead of tens of them, and figures to match.
     #[arg(long)]
     pub quick: bool,
     /// How values map to codes: rtn (its keys rotated) or kivi.
@@ -52,7 +52,7 @@ impl Sizes {
                 verification_windows: 1,
                 context: 192,
                 steps: 32,
-                layers_together: 3,
+                layers_together: 5,
             },
             Mode::Full => Self {
                 calibration_windows: 2,

@@ -81,10 +81,14 @@ fn many_at_once() {
 fn what_is_served_is_said_and_nothing_is_left() {
     let server = Server::start(&[HALF[0], "engine.prefix_cache=false"]);
     let prompt: String = text().chars().skip(90_000).take(5_000).collect();
-    let body = |prompt: &str| json!({"model": "default", "prompt": prompt, "max_tokens": 8, "temperature": 0.0});
+    let body =
+        |prompt: &str| json!({"model": "default", "prompt": prompt, "max_tokens": 8, "temperature": 0.0});
     let (status, answer) = server.complete(&[], &body(&prompt));
     assert_eq!(status, 200, "{answer}");
-    let (served, tokens) = (&answer["cinch"], answer["usage"]["prompt_tokens"].as_f64().unwrap());
+    let (served, tokens) = (
+        &answer["cinch"],
+        answer["usage"]["prompt_tokens"].as_f64().unwrap(),
+    );
     println!("{served}");
     assert_eq!(served["served"][0]["policy"]["select"]["method"], "kvzip");
     let seen = served["seen"].as_f64().unwrap();
@@ -96,7 +100,10 @@ fn what_is_served_is_said_and_nothing_is_left() {
     println!("{status}: {answer}");
     assert!((400..500).contains(&status), "{answer}");
     let said = answer.to_string();
-    assert!(said.contains("select.method") && said.contains("8064"), "{answer}");
+    assert!(
+        said.contains("select.method") && said.contains("8064"),
+        "{answer}"
+    );
     assert_eq!(server.metric("cinch_kv_reserved_bytes"), Some(0.0));
     assert_eq!(server.metric(r#"cinch_kv_bytes{class="default"}"#), Some(0.0));
 }

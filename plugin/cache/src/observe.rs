@@ -20,18 +20,28 @@ pub trait Observer: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) heads: Heads,
-    /// KV head, position, q and the outputs of its query heads.
-    pub(crate) queries: Vec<(usize, usize, Vec<f32>, Vec<Vec<f32>>)>,
+    pub(crate) queries: Vec<HeldQuery>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct HeldQuery {
+    pub(crate) kv: usize,
+    pub(crate) position: usize,
+    /// As in [`Probe`].
+    pub(crate) q: Vec<f32>,
+    /// One output a query head.
+    pub(crate) exact: Vec<Vec<f32>>,
 }
 
 impl Held {
     /// Those of a KV head.
     pub(crate) fn of(&self, kv: usize) -> Vec<Probe<'_>> {
-        let own = self.queries.iter().filter(|query| query.0 == kv);
-        own.map(|(_, position, q, exact)| Probe {
-            q: q.clone(),
-            exact: exact.iter().map(Vec::as_slice).collect(),
-            position: *position,
+        let own = self.queries.iter().filter(|query| query.kv == kv);
+        own.map(|query| Probe {
+            q: query.q.clone(),
+            exact: query.exact.iter().map(Vec::as_slice).collect(),
+            position: query.position,
         })
         .collect()
     }

@@ -11,7 +11,7 @@ use super::score::{Source, gather, observe};
 use super::{Step, Sums};
 use crate::evict::{self, Context, Ranked, compact, rank};
 use crate::layer::{Compaction, Layer, OBSERVED_QUERIES};
-use crate::observe::{Held, Probe, WINDOW, relative_error};
+use crate::observe::{Held, HeldQuery, Probe, WINDOW, relative_error};
 use crate::project::Queries;
 use crate::sequence::Sequence;
 use crate::shared::Core;
@@ -296,9 +296,11 @@ fn held(step: &Step<'_>, row: usize, seen: usize, out: &[f32]) -> Held {
     let sampled = heads.filter(|kv| step.core.settings.error_sample.includes(step.layer, *kv));
     let probes = sampled.flat_map(|kv| {
         let probes = probes(step, row, kv, seen, out);
-        probes.into_iter().map(move |probe| {
-            let exact = probe.exact.iter().map(|out| out.to_vec()).collect();
-            (kv, probe.position, probe.q, exact)
+        probes.into_iter().map(move |probe| HeldQuery {
+            kv,
+            position: probe.position,
+            exact: probe.exact.iter().map(|out| out.to_vec()).collect(),
+            q: probe.q,
         })
     });
     Held {

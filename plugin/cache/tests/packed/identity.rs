@@ -172,7 +172,7 @@ fn packed_rows_are_attended_to_as_they_come_back(source: Source) {
             0.25,
         ),
         (
-            r#"{"quantize": {"method": "kvquant", "k_bits": 2, "v_bits": 2, R}}"#,
+            r#"{"quantize": {"method": "kvquant", "k_bits": 2, "v_bits": 2, "rope": "after", R}}"#,
             0.25,
         ),
         (

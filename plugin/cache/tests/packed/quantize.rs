@@ -176,7 +176,7 @@ fn levels(source: Source, what: What) {
     for (own, fraction) in [(2, 0.01), (3, 0.01), (4, 0.01), (2, 0.0)] {
         let json = format!(
             r#"{{"quantize": {{"method": "kvquant", "k_bits": {own}, "v_bits": {own}, "outliers": {fraction},
-                "residual": 16}}}}"#
+                "residual": 16, "rope": "after"}}}}"#
         );
         let served = Served::new(source, &json, &steps());
         let channels = matches!(what, What::K);

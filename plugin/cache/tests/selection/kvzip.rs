@@ -8,7 +8,7 @@ use cinch_protocol::Policy;
 
 use crate::common::matrix::check;
 use crate::common::*;
-use crate::replay::Layer;
+use crate::replay::{Given, Layer};
 
 /// What a second reading consists of, beside the prompt it follows.
 const OTHER: u64 = 77;
@@ -77,16 +77,19 @@ fn rows_rank_by_a_second_reading() {
         let select = policy.select.clone().unwrap();
         let plugin = plugin(policy);
         let mut seq = begin(&plugin, text, 150);
-        let mut oracles: Vec<Layer> = (0..SMALL.layers).map(|layer| Layer::new(text, layer)).collect();
+        let mut oracles: Vec<Layer> = (0..SMALL.layers)
+            .map(|layer| Layer::new(&SMALL, text, layer))
+            .collect();
         for (turn, chunks) in [&[80, 2, 68][..], &[40, 30][..]].into_iter().enumerate() {
             for chunk in chunks {
                 assert!(seq[0].cache.extra_pass().unwrap().is_some());
                 step(&plugin, &SMALL, &mut seq, *chunk);
-                for oracle in &mut oracles {
+                let layers = check_invariants(&plugin, &seq[0]);
+                for (oracle, layer) in oracles.iter_mut().zip(&layers) {
                     oracle.held = true;
-                    oracle.step(&select, *chunk);
+                    oracle.step(&select, *chunk, &Given::of(layer, 0.0));
                 }
-                compare(&oracles, &check_invariants(&plugin, &seq[0]), "held");
+                compare(&oracles, &layers, "held");
             }
             oracles.iter_mut().for_each(Layer::forget);
             for part in [&[50, 33][..], &[71][..]] {
@@ -96,18 +99,18 @@ fn rows_rank_by_a_second_reading() {
                     .for_each(|oracle| oracle.read_again(OTHER, tokens));
             }
             seq[0].cache.end_pass().unwrap();
-            oracles.iter_mut().for_each(|oracle| oracle.release(&select));
-            compare(
-                &oracles,
-                &check_invariants(&plugin, &seq[0]),
-                &format!("{rest}, turn {turn}"),
-            );
+            let layers = check_invariants(&plugin, &seq[0]);
+            for (oracle, layer) in oracles.iter_mut().zip(&layers) {
+                oracle.release(&select, &Given::of(layer, 0.0));
+            }
+            compare(&oracles, &layers, &format!("{rest}, turn {turn}"));
             for _ in 0..30 {
                 step(&plugin, &SMALL, &mut seq, 1);
-                oracles
-                    .iter_mut()
-                    .for_each(|oracle| drop(oracle.step(&select, 1)));
-                compare(&oracles, &check_invariants(&plugin, &seq[0]), rest);
+                let layers = check_invariants(&plugin, &seq[0]);
+                for (oracle, layer) in oracles.iter_mut().zip(&layers) {
+                    oracle.step(&select, 1, &Given::of(layer, 0.0));
+                }
+                compare(&oracles, &layers, rest);
             }
         }
     }
@@ -277,10 +280,10 @@ fn others_of_a_batch_are_not_concerned() {
     step(&plugin, &SMALL, &mut pair, 120);
     let [first, second] = pair;
     let before = check_invariants(&plugin, &second);
-    read(&plugin, &[first.clone()], &[100]);
+    read(&plugin, std::array::from_ref(&first), &[100]);
     first.cache.end_pass().unwrap();
     assert_eq!(check_invariants(&plugin, &second), before);
-    read(&plugin, &[second.clone()], &[100]);
+    read(&plugin, std::array::from_ref(&second), &[100]);
     second.cache.end_pass().unwrap();
     let mut pair = [first, second];
     step(&plugin, &SMALL, &mut pair, 1);

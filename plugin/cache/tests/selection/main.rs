@@ -34,10 +34,7 @@ fn replay(source: Source, json: &str, steps: &[usize]) {
         let outs = step(&plugin, &model, &mut seq, *fresh);
         let layers = check_invariants(&plugin, &seq[0]);
         for ((oracle, layer), out) in oracles.iter_mut().zip(&layers).zip(outs) {
-            let given = Given {
-                heads: layer.heads.iter().map(|head| head.positions.clone()).collect(),
-                tolerance,
-            };
+            let given = Given::of(layer, tolerance);
             let outputs = oracle.step(&select, *fresh, &given);
             for (q_head, output) in outputs.iter().enumerate() {
                 let last = ((q_head + 1) * fresh - 1) * model.v_dim;

@@ -1,5 +1,6 @@
 //! One layer over plain lists: attention, what the method counts of it, and eviction one row at a time.
 
+use cinch_cache::LayerView;
 use cinch_protocol::{Heads, Layers, Merge, Select, SelectMethod};
 
 use crate::common::*;
@@ -37,6 +38,15 @@ pub(crate) struct Given {
     /// How far off the cut, relative to it, ranks may be of rows that the crate sorts otherwise: f32 tells no closer
     /// ones apart. With 0 there are none.
     pub(crate) tolerance: f64,
+}
+
+impl Given {
+    pub(crate) fn of(layer: &LayerView, tolerance: f64) -> Self {
+        Self {
+            heads: layer.heads.iter().map(|head| head.positions.clone()).collect(),
+            tolerance,
+        }
+    }
 }
 
 pub(crate) struct Layer {
@@ -120,6 +130,7 @@ impl Layer {
 
     /// A part of a prompt's second reading: `fresh` tokens of `text` behind it, none of which stays.
     pub(crate) fn read_again(&mut self, text: u64, fresh: usize) {
+        let model = self.model;
         for head in &mut self.heads {
             let of = |what, head, dim| -> Vec<Vec<f64>> {
                 let tokens = self.seen..self.seen + fresh;
@@ -127,13 +138,13 @@ impl Layer {
                     .map(|token| wide(&vector(text, self.layer, what, head, token, dim)))
                     .collect()
             };
-            let fresh_k = of(What::K, head.kv, SMALL.k_dim);
+            let fresh_k = of(What::K, head.kv, model.k_dim);
             let mut largest = vec![0.0_f64; head.rows.len()];
-            for q_head in head.kv * SMALL.group..(head.kv + 1) * SMALL.group {
-                for (i, q) in of(What::Q, q_head, SMALL.k_dim).iter().enumerate() {
+            for q_head in head.kv * model.group..(head.kv + 1) * model.group {
+                for (i, q) in of(What::Q, q_head, model.k_dim).iter().enumerate() {
                     let keys = head.rows.iter().map(|row| &row.k).chain(&fresh_k[..=i]);
                     let e: Vec<f64> = keys
-                        .map(|k| (ranks::dot(q, k) / (SMALL.k_dim as f64).sqrt()).exp())
+                        .map(|k| (ranks::dot(q, k) / (model.k_dim as f64).sqrt()).exp())
                         .collect();
                     let sum: f64 = e.iter().sum();
                     largest
@@ -155,9 +166,9 @@ impl Layer {
     }
 
     /// The second reading is over.
-    pub(crate) fn release(&mut self, select: &Select) {
+    pub(crate) fn release(&mut self, select: &Select, given: &Given) {
         self.held = false;
-        self.evict(select, true);
+        self.evict(select, true, given);
     }
 
     /// Softmax weights of a query over all rows but the last `unseen`.
@@ -254,7 +265,7 @@ impl Layer {
                     e.iter().map(|e| group * e / total).collect()
                 }
                 SelectMethod::Kvzip => {
-                    let heads = head.kv * SMALL.group..(head.kv + 1) * SMALL.group;
+                    let heads = head.kv * self.model.group..(head.kv + 1) * self.model.group;
                     let heads: Vec<Vec<f64>> =
                         heads.map(|q_head| self.weights(q_head, token, unseen)).collect();
                     let largest = |row: usize| heads.iter().map(|weights| weights[row]).fold(0.0, f64::max);

@@ -79,8 +79,9 @@ fn tile<const P: usize, const C: usize>(
         }
         for p in 0..P {
             let pair = &rows[p][b];
+            let both = [row(pair, 0), row(pair, 1)];
             for r in 0..2 {
-                let (x, scales) = row(pair, r);
+                let (x, scales) = both[r];
                 for c in 0..C {
                     let sum = _mm256_cvtepi32_ps(products(codes[c], x));
                     acc[p][r][c] = _mm256_fmadd_ps(_mm256_mul_ps(scale[c], scales), sum, acc[p][r][c]);

@@ -54,7 +54,8 @@ fn the_bound_of_a_long_sequence_is_near() {
             Some(_) if merges(policy) => 2.8,
             // All dimensions may have to be held until a prompt is whole.
             Some(_) => 2.5,
-            // Blocks with something beside their codes may all be of a batch of 64.
+            // Blocks with something beside their codes may all be of a batch of 64; bounds of pages: see below.
+            None if beside && chooses => 1.9,
             None if beside => 1.8,
             // Bounds of pages come with the first decoded token: 32 bytes a row here, beside 256 of f16 and 80 of 4 bits.
             _ if chooses && policy.quantize.is_some() => 1.75,

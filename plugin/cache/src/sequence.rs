@@ -173,7 +173,10 @@ impl Sequence {
             .kept_max
             .store(layer.heads.iter().map(kept).max().unwrap_or(0), Relaxed);
         gauge.bytes.store(layer.bytes(), Relaxed);
-        if !layer.pending {
+        if layer.held {
+            // None has this number: what is held back is not applied, and admission counts on that.
+            gauge.plan.store(0, Relaxed);
+        } else if !layer.pending {
             gauge.plan.store(layer.plan.id, Relaxed);
         }
     }

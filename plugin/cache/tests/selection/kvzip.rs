@@ -158,6 +158,7 @@ fn nothing_else_of_a_reading_is_left() {
             let outs = step(&plugin, &SMALL, &mut twice, chunk);
             assert_eq!(outs, step(&plugin, &SMALL, &mut once, chunk));
         }
+        assert!(!plugin.request(1).unwrap().applied, "rows wait to go");
         let before = plugin.request(1).unwrap();
         read(&plugin, &twice, &[150, 50]);
         let during = plugin.request(1).unwrap();

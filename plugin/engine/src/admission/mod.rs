@@ -322,7 +322,10 @@ impl Admission {
             ..demand.clone()
         };
         // A prompt that is read twice is seen before that is over, and its layers have not applied their policy until then.
-        let twice = policy.select.as_ref().is_some_and(|select| select.method.rereads());
+        let twice = policy
+            .select
+            .as_ref()
+            .is_some_and(|select| select.method.rereads());
         let processed = view.seen >= (prompt * demand.choices) as u64 && (view.applied || !twice);
         let passing = if processed {
             self.kv.prefill_bytes(policy, prompt)

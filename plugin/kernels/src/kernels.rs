@@ -261,9 +261,7 @@ impl Kernels {
         let uses = match self.0 {
             Isa::Scalar | Isa::Portable(_) => false,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => false,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => true,
+            Isa::Avx2(_) | Isa::Avx512(_) => true,
         };
         if uses && layout.fits(codec, dim) {
             layout

@@ -15,8 +15,7 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Simd: Copy {
     type V: Copy;
 
-    /// 32 registers of 16 lanes: kernels may keep dozens of accumulators, and read half-precision rows once
-    /// for several heads instead of unpacking them to a tile first.
+    /// 32 registers of 16 lanes: kernels may keep dozens of accumulators.
     const WIDE: bool;
 
     fn splat(self, x: f32) -> Self::V;
@@ -111,13 +110,14 @@ pub(crate) trait Simd: Copy {
     /// Asks for bytes that will be read soon.
     fn prefetch(self, _bytes: &[u8]) {}
 
-    /// Logits of up to 64 rows of integer codes, if this machine has a way that beats unpacking them.
-    fn key_codes(self, _job: &mut KeyCodes<'_>) -> bool {
-        false
+    /// Logits of up to 64 rows of integer codes, in a way that beats unpacking them. Returns how many rows, from the
+    /// first on, are done; more than there are counts as all.
+    fn key_codes(self, _job: &mut KeyCodes<'_>) -> usize {
+        0
     }
     /// Weighted sums of up to 64 rows of integer codes, likewise.
-    fn value_codes(self, _job: &mut ValueCodes<'_>) -> bool {
-        false
+    fn value_codes(self, _job: &mut ValueCodes<'_>) -> usize {
+        0
     }
 }
 

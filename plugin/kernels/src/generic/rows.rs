@@ -1,6 +1,6 @@
 //! A block of rows: the dot products of its keys, the weighted sums of its values. Invariant: every row is read
-//! once, straight from its bytes if it is of floats and the machine has registers enough, else by an implementation's
-//! own integer arithmetic, else from a tile that it is unpacked to.
+//! once, straight from its bytes if it is of floats, else by an implementation's own integer arithmetic, else from a tile
+//! that it is unpacked to.
 
 use super::arrange::unpack_part;
 use super::decode::{BLOCK, KeyCodes, Tiles, ValueCodes};
@@ -10,12 +10,15 @@ use crate::Codec;
 use crate::codec::GROUP;
 use crate::simd::{Ahead, Bf16, Chunk, F16, F32, LANES, Simd, Tile};
 
-/// Dot products of all heads' queries with the job's first `rows` keys.
+/// Dot products of all heads' queries with the job's first `rows` keys. What an implementation's own arithmetic leaves is
+/// unpacked.
 #[inline(always)]
 pub(super) fn score<S: Simd>(s: S, mut job: KeyCodes<'_>, rows: usize, tiles: &mut Tiles<'_>) {
     let (codec, dim) = (job.codec, job.heads.k_dim);
     let panels = width(dim) / LANES;
-    if codec.levels().is_some() && dim.is_multiple_of(GROUP) && s.key_codes(&mut job) {
+    let own = codec.levels().is_some() && dim.is_multiple_of(GROUP);
+    let done = if own { s.key_codes(&mut job) } else { 0 };
+    if done >= rows {
         return;
     }
     let KeyCodes {
@@ -26,7 +29,7 @@ pub(super) fn score<S: Simd>(s: S, mut job: KeyCodes<'_>, rows: usize, tiles: &m
         ahead,
         ..
     } = job;
-    if S::WIDE && dim.is_multiple_of(LANES) {
+    if dim.is_multiple_of(LANES) {
         match codec {
             Codec::F32 => return heads_dots::<S, F32>(s, q, keys.as_chunks().0, panels, rows, scores, ahead),
             Codec::F16 => return heads_dots::<S, F16>(s, q, keys.as_chunks().0, panels, rows, scores, ahead),
@@ -47,12 +50,13 @@ pub(super) fn score<S: Simd>(s: S, mut job: KeyCodes<'_>, rows: usize, tiles: &m
         codec,
         dim,
         keys,
-        0..rows,
+        done..rows,
         tile,
         panels * LANES,
         tiles.rows,
     );
-    heads_dots::<S, Tile>(s, q, tile.as_chunks().0, panels, rows, scores, ahead);
+    let (left, scores) = (rows - done, &mut scores[done..]);
+    heads_dots::<S, Tile>(s, q, tile.as_chunks().0, panels, left, scores, ahead);
 }
 
 #[inline(always)]
@@ -69,17 +73,17 @@ fn heads_dots<S: Simd, C: Chunk>(
     let (mut q, mut scores) = (q.as_chunks::<LANES>().0, scores);
     while !q.is_empty() {
         let left = q.len() / panels;
-        // With few registers, four rows share each load of one head's query; with many, of several heads'.
         let taken = match left {
             1 => dots::<S, C, 1>(s, q, keys, panels, rows, scores, ahead),
-            _ if !S::WIDE => dots::<S, C, 1>(s, q, keys, panels, rows, scores, ahead),
             2 => dots::<S, C, 2>(s, q, keys, panels, rows, scores, ahead),
             3 => dots::<S, C, 3>(s, q, keys, panels, rows, scores, ahead),
             _ => dots::<S, C, 4>(s, q, keys, panels, rows, scores, ahead),
         };
         ahead = Ahead::NOTHING;
         q = &q[taken * panels..];
-        scores = &mut scores[taken * BLOCK..];
+        // The last head's end where the rows do.
+        let next = scores.len().min(taken * BLOCK);
+        scores = &mut scores[next..];
     }
 }
 
@@ -107,15 +111,31 @@ fn dots<S: Simd, C: Chunk, const H: usize>(
             four[i] = &keys[(r + i).min(rows - 1) * panels..][..panels];
         }
         let mut acc = [[s.splat(0.0); 4]; H];
-        for p in 0..panels {
-            let mut k = [s.splat(0.0); 4];
-            for i in 0..4 {
-                k[i] = C::get(s, &four[i][p]);
-            }
-            for h in 0..H {
-                let q = s.load(&heads[h][p]);
+        if S::WIDE || H == 1 {
+            for p in 0..panels {
+                let mut k = [s.splat(0.0); 4];
                 for i in 0..4 {
-                    acc[h][i] = s.madd(q, k[i], acc[h][i]);
+                    k[i] = C::get(s, &four[i][p]);
+                }
+                for h in 0..H {
+                    let q = s.load(&heads[h][p]);
+                    for i in 0..4 {
+                        acc[h][i] = s.madd(q, k[i], acc[h][i]);
+                    }
+                }
+            }
+        } else {
+            // Few registers: those of one row, and queries from memory.
+            for i in 0..4 {
+                let mut row = [s.splat(0.0); H];
+                for p in 0..panels {
+                    let k = C::get(s, &four[i][p]);
+                    for h in 0..H {
+                        row[h] = s.madd(s.load(&heads[h][p]), k, row[h]);
+                    }
+                }
+                for h in 0..H {
+                    acc[h][i] = row[h];
                 }
             }
         }
@@ -133,7 +153,9 @@ fn dots<S: Simd, C: Chunk, const H: usize>(
 pub(super) fn add_values<S: Simd>(s: S, mut job: ValueCodes<'_>, rows: usize, tiles: &mut Tiles<'_>) {
     let (codec, dim) = (job.codec, job.heads.v_dim);
     let panels = width(dim) / LANES;
-    if codec.levels().is_some() && dim.is_multiple_of(GROUP) && s.value_codes(&mut job) {
+    let own = codec.levels().is_some() && dim.is_multiple_of(GROUP);
+    let done = if own { s.value_codes(&mut job) } else { 0 };
+    if done >= rows {
         return;
     }
     let ValueCodes {
@@ -144,7 +166,7 @@ pub(super) fn add_values<S: Simd>(s: S, mut job: ValueCodes<'_>, rows: usize, ti
         ahead,
         ..
     } = job;
-    if S::WIDE && dim.is_multiple_of(LANES) {
+    if dim.is_multiple_of(LANES) {
         match codec {
             Codec::F32 => {
                 return heads_add::<S, F32>(s, weights, values.as_chunks().0, panels, rows, out, dim, ahead);
@@ -165,12 +187,13 @@ pub(super) fn add_values<S: Simd>(s: S, mut job: ValueCodes<'_>, rows: usize, ti
         codec,
         dim,
         values,
-        0..rows,
+        done..rows,
         tile,
         panels * LANES,
         tiles.rows,
     );
-    heads_add::<S, Tile>(s, weights, tile.as_chunks().0, panels, rows, out, dim, ahead);
+    let (left, weights) = (rows - done, &weights[done..]);
+    heads_add::<S, Tile>(s, weights, tile.as_chunks().0, panels, left, out, dim, ahead);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a step of decode's loop")]
@@ -195,7 +218,7 @@ fn heads_add<S: Simd, C: Chunk>(
             _ => add::<S, C, 4>(s, weights, values, panels, rows, out, dim, ahead),
         };
         ahead = Ahead::NOTHING;
-        weights = &weights[taken * BLOCK..];
+        weights = &weights[weights.len().min(taken * BLOCK)..];
         out = &mut out[taken * dim..];
     }
 }

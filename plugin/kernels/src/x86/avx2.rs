@@ -1,6 +1,12 @@
 //! AVX2, FMA and F16C (Haswell and Zen on): a vector is two registers.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "a closure of an iterator that is not inlined empties the registers"
+)]
 
+mod keys;
 mod q8_0;
+mod values;
 
 use std::arch::x86_64::*;
 
@@ -8,6 +14,8 @@ use half::f16;
 
 use super::exp::{LN2_HIGH, LN2_LOW, POLYNOMIAL};
 use crate::KernelError;
+use crate::Layout;
+use crate::generic::decode::{KeyCodes, ValueCodes};
 use crate::generic::entries;
 use crate::simd::{LANES, Simd};
 
@@ -242,6 +250,37 @@ impl Simd for Avx2 {
     fn f16(self, x: f16) -> f32 {
         // SAFETY: see above.
         unsafe { super::f16(x) }
+    }
+    #[inline(always)]
+    fn key_codes(self, job: &mut KeyCodes<'_>) -> usize {
+        match job.layout {
+            // SAFETY: see above.
+            Layout::KeyTiles => unsafe { keys::score(job) },
+            Layout::Rows | Layout::KeyChannels | Layout::ValueTiles => 0,
+        }
+    }
+    #[inline(always)]
+    fn value_codes(self, job: &mut ValueCodes<'_>) -> usize {
+        match job.layout {
+            // SAFETY: see above.
+            Layout::ValueTiles => unsafe { values::add(job) },
+            Layout::Rows | Layout::KeyTiles | Layout::KeyChannels => 0,
+        }
+    }
+}
+
+/// Scales and zeros of eight rows of a tile.
+///
+/// # Safety
+/// `at` must be valid for reading 48 bytes, and the CPU must have the instructions.
+#[inline(always)]
+unsafe fn parameters(at: *const u8) -> (__m256, __m256) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        (
+            _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(at.add(32).cast())),
+        )
     }
 }
 

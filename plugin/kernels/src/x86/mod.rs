@@ -5,6 +5,8 @@
 
 mod avx2;
 mod avx512;
+mod query;
+mod weights;
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;

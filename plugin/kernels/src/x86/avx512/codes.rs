@@ -8,12 +8,11 @@
 
 use std::arch::x86_64::*;
 
-use crate::codec::{Codec, GROUP};
+use super::super::query::COLUMNS;
+use crate::codec::Codec;
 
 /// Rows at a time.
 pub(super) const ROWS: usize = 16;
-/// Four neighbours in a row each.
-pub(super) const COLUMNS: usize = GROUP / 4;
 /// Bytes of the buffer for fewer than sixteen rows.
 const BUFFER: usize = 8192;
 

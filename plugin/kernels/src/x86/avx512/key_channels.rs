@@ -7,10 +7,10 @@
 
 use std::arch::x86_64::*;
 
+use super::super::query::{COLUMNS, LARGEST, MARGIN};
 use super::Avx512;
-use super::codes::{COLUMNS, Int2, Int3, Int4};
+use super::codes::{Int2, Int3, Int4};
 use super::key_tiles::{Int8, Tiled};
-use super::query::{LARGEST, MARGIN};
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, KeyCodes};
 use crate::layout::{CHANNEL_TILE, TILE, channel_scale};

@@ -3,10 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::Avx512;
-use super::codes::{Bits, COLUMNS, Int2, Int3, Int4};
+use super::super::query::{self, COLUMNS, Query};
+use super::codes::{Bits, Int2, Int3, Int4};
 use super::keys::dot;
-use super::query::{self, Query};
+use super::{Avx512, bytes};
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, KeyCodes};
 use crate::layout::TILE;
@@ -59,7 +59,7 @@ impl<B: Bits> Tiled for B {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn score(job: &mut KeyCodes<'_>) -> usize {
-    match (job.codec, query::prepare(job)) {
+    match (job.codec, query::prepare(job, bytes)) {
         (Codec::Int8, _) => heads::<Int8, 2>(job),
         (Codec::Int4, 1) => heads::<Int4, 1>(job),
         (Codec::Int3, 1) => heads::<Int3, 1>(job),

@@ -6,9 +6,9 @@
 
 use std::arch::x86_64::*;
 
-use super::codes::{Bits, Buffer, COLUMNS, Int2, Int3, Int4, ROWS, sixteen, transpose, two_groups};
-use super::query::{self, Query};
-use super::{Avx512, key_channels, key_tiles};
+use super::super::query::{self, COLUMNS, Query};
+use super::codes::{Bits, Buffer, Int2, Int3, Int4, ROWS, sixteen, transpose, two_groups};
+use super::{Avx512, bytes, key_channels, key_tiles};
 use crate::Layout;
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, KeyCodes};
@@ -73,7 +73,7 @@ pub(super) fn score(job: &mut KeyCodes<'_>) -> bool {
     if job.codec == Codec::Int2 && job.heads.k_dim == GROUP {
         return false;
     }
-    match (job.codec, query::prepare(job)) {
+    match (job.codec, query::prepare(job, bytes)) {
         (Codec::Int8, _) => heads::<Int8, 2>(job, keys, done),
         (Codec::Int4, 1) => heads::<Int4, 1>(job, keys, done),
         (Codec::Int3, 1) => heads::<Int3, 1>(job, keys, done),

@@ -9,7 +9,6 @@ mod key_channels;
 mod key_tiles;
 mod keys;
 mod q8_0;
-mod query;
 mod value_tiles;
 mod values;
 mod values4;
@@ -20,8 +19,9 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::exp::{LN2_HIGH, LN2_LOW, POLYNOMIAL};
+use super::query::four_bytes;
 use crate::KernelError;
-use crate::generic::decode::{KeyCodes, ValueCodes};
+use crate::generic::decode::{BLOCK, KeyCodes, ValueCodes};
 use crate::generic::entries;
 use crate::simd::{LANES, Simd};
 
@@ -275,14 +275,14 @@ impl Simd for Avx512 {
         unsafe { super::f16(x) }
     }
     #[inline(always)]
-    fn key_codes(self, job: &mut KeyCodes<'_>) -> bool {
+    fn key_codes(self, job: &mut KeyCodes<'_>) -> usize {
         // SAFETY: see above.
-        unsafe { keys::score(job) }
+        if unsafe { keys::score(job) } { BLOCK } else { 0 }
     }
     #[inline(always)]
-    fn value_codes(self, job: &mut ValueCodes<'_>) -> bool {
+    fn value_codes(self, job: &mut ValueCodes<'_>) -> usize {
         // SAFETY: see above.
-        unsafe { values::add(job) }
+        if unsafe { values::add(job) } { BLOCK } else { 0 }
     }
 }
 
@@ -291,4 +291,12 @@ impl Simd for Avx512 {
 #[target_feature(enable = "avx512f")]
 fn numbers(x: __m128i) -> __m512 {
     _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x))
+}
+
+/// Four integers of two bytes, of which the lower is signed: the upper bytes, then the lower ones.
+fn bytes(x: [i32; 4]) -> [i32; 2] {
+    [
+        four_bytes(x.map(|x| (x - i32::from(x as i8)) >> 8)),
+        four_bytes(x),
+    ]
 }

@@ -1,36 +1,17 @@
 //! Sums of values of four bits or fewer: weights are unsigned bytes, codes signed ones, four rows side by side, so
 //! that `vpdpbusd` multiplies and adds them.
-//!
-//! 255 steps alone would lose many small weights next to a large one, and all to the same side. So the place at which a
-//! weight is rounded up differs from row to row, evenly spread: of rows that weigh 0.3 steps, 3 in 10 count as one.
-//! What the roundings add up to is known exactly, and its product with the middle code is taken back. What is left
-//! is at most about 0.5 steps · √64 rows · a standard deviation of codes: 0.07 of a scale for int4 and a
-//! block whose heaviest row weighs 1, where the codes' own rounding is 0.29 of a scale for that one row alone.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::codes::{Bits, COLUMNS, ROWS, interleave};
+use super::super::query::COLUMNS;
+use super::super::weights::{BYTE, PLACES};
+use super::codes::{Bits, ROWS, interleave};
 use super::values::{CHUNKS, Group, MOST, Scaled, halved, top};
 use crate::codec::Codec;
 
 /// Codes from 0 to `LEVELS`.
 pub(super) struct Small<B: Bits, const LEVELS: u8>(PhantomData<B>);
-
-/// Steps in a block's heaviest row: rounded up, it still is a byte.
-const STEPS: f32 = 254.0;
-
-/// What is added to each row of a block before its weight is rounded down: multiples of the golden ratio, whose
-/// fractions are evenly spread over any run of rows (Weyl's sequence).
-static PLACES: [[f32; ROWS]; CHUNKS] = {
-    let (mut out, mut i) = ([[0.0; ROWS]; CHUNKS], 0);
-    while i < ROWS * CHUNKS {
-        let x = (i as f64 + 0.5) * 0.618_033_988_749_894_9;
-        out[i / ROWS][i % ROWS] = (x - (x as u64) as f64) as f32;
-        i += 1;
-    }
-    out
-};
 
 impl<B: Bits, const LEVELS: u8> Group for Small<B, LEVELS> {
     const CODEC: Codec = B::CODEC;
@@ -47,14 +28,14 @@ impl<B: Bits, const LEVELS: u8> Group for Small<B, LEVELS> {
 
     #[inline(always)]
     unsafe fn round(scaled: &Scaled, zeros: &mut __m512) -> ([__m128i; CHUNKS], f32) {
-        // SAFETY: the caller's promise, here and below; a row of places has sixteen.
+        // SAFETY: the caller's promise, here and below; sixteen places are left.
         unsafe {
             let top = top(scaled);
-            let (inverse, step) = (_mm512_set1_ps(STEPS / top), top / STEPS);
+            let (inverse, step) = (_mm512_set1_ps(BYTE / top), top / BYTE);
             let (mut exact, mut rounded) = (_mm512_setzero_ps(), _mm512_setzero_si512());
             let mut weights = [_mm_setzero_si128(); CHUNKS];
             for c in 0..CHUNKS {
-                let place = _mm512_loadu_ps(PLACES[c].as_ptr());
+                let place = _mm512_loadu_ps(PLACES[ROWS * c..].as_ptr());
                 let w = _mm512_cvttps_epi32(_mm512_fmadd_ps(scaled[c], inverse, place));
                 exact = _mm512_add_ps(exact, scaled[c]);
                 rounded = _mm512_add_epi32(rounded, w);

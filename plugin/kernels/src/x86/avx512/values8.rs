@@ -3,16 +3,10 @@
 
 use std::arch::x86_64::*;
 
+use super::super::weights::WORD;
 use super::codes::ROWS;
 use super::values::{CHUNKS, Group, MOST, Scaled, halved, top};
 use crate::codec::Codec;
-use crate::generic::decode::BLOCK;
-
-/// Steps in a block's heaviest row: the most that fits two bytes of which the lower is signed (see `value_tiles`).
-const STEPS: f32 = (127 * 256 + 127) as f32;
-
-// A lane adds up half of a block's rows.
-const _: () = assert!((BLOCK as u64 / 2) * STEPS as u64 * 255 < i32::MAX as u64);
 
 pub(super) struct Int8;
 
@@ -35,12 +29,12 @@ impl Group for Int8 {
         // SAFETY: the caller's promise, here and below.
         unsafe {
             let top = top(scaled);
-            let inverse = _mm512_set1_ps(STEPS / top);
+            let inverse = _mm512_set1_ps(WORD / top);
             let mut weights = [_mm256_setzero_si256(); CHUNKS];
             for c in 0..CHUNKS {
                 weights[c] = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(scaled[c], inverse)));
             }
-            (weights, top / STEPS)
+            (weights, top / WORD)
         }
     }
 

@@ -5,11 +5,12 @@
 //! a key's error is scale/√12 in every value, and a query's error meets codes of a standard deviation around the
 //! middle. What meets the middle itself is known exactly and added.
 
-use super::codes::COLUMNS;
 use crate::Codec;
 use crate::codec::GROUP;
 use crate::generic::decode::KeyCodes;
 
+/// Four neighbours in a group each.
+pub(super) const COLUMNS: usize = GROUP / 4;
 /// The largest magnitude in one byte, and in two of which the lower is signed: all then fit −128 to 127.
 pub(super) const LARGEST: [f32; 2] = [127.0, (127 * 256 + 127) as f32];
 /// How many times below the keys' error a query's must be.
@@ -17,8 +18,11 @@ pub(super) const MARGIN: f64 = 6.0;
 /// Bytes a value and the codec, before the queries.
 const HEADER: usize = 2;
 
+/// Four integers of two bytes each, in an implementation's own order.
+pub(super) type Wide = fn([i32; 4]) -> [i32; 2];
+
 /// One head's query: the step; each group's sum, and the rest of its rounding times the middle code, both in steps;
-/// each column's bytes, highest first.
+/// each column's four bytes, or its four integers of two bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Query<'a, const BYTES: usize> {
     numbers: &'a [i32],
@@ -72,7 +76,7 @@ impl<'a, const BYTES: usize> Query<'a, BYTES> {
 }
 
 /// Rounds the queries, if that has not been done for this codec. Returns their bytes a value.
-pub(super) fn prepare(job: &mut KeyCodes<'_>) -> i32 {
+pub(super) fn prepare(job: &mut KeyCodes<'_>, wide: Wide) -> i32 {
     let codec = job.codec as i32;
     match job.prepared[..] {
         [bytes, of, ..] if of == codec => return bytes,
@@ -85,7 +89,8 @@ pub(super) fn prepare(job: &mut KeyCodes<'_>) -> i32 {
     job.prepared.clear();
     job.prepared.extend([bytes, codec]);
     for q in job.q.chunks_exact(job.heads.k_dim) {
-        round(q, bytes as usize, f32::from(levels) / 2.0, job.prepared);
+        let wide = (bytes == 2).then_some(wide);
+        round(q, wide, f32::from(levels) / 2.0, job.prepared);
     }
     bytes
 }
@@ -113,9 +118,10 @@ fn one_byte(q: &[f32], levels: u8) -> bool {
     MARGIN * MARGIN * error * codes <= norm * rounding
 }
 
-fn round(q: &[f32], bytes: usize, middle: f32, out: &mut Vec<i32>) {
+/// To one byte, or to two in the given order.
+fn round(q: &[f32], wide: Option<Wide>, middle: f32, out: &mut Vec<i32>) {
     let bits = |x: f32| x.to_bits().cast_signed();
-    let (inverse, step) = steps(q, bytes);
+    let (inverse, step) = steps(q, if wide.is_some() { 2 } else { 1 });
     let integer = |x: f32| (x * inverse).round_ties_even();
     // What is not finite must stay so.
     let finite = q.iter().all(|x| x.is_finite());
@@ -127,13 +133,14 @@ fn round(q: &[f32], bytes: usize, middle: f32, out: &mut Vec<i32>) {
     }
     for four in q.as_chunks::<4>().0 {
         let x = four.map(|x| integer(x) as i32);
-        let low = x.map(|x| x as i8);
-        let pack = |bytes: [i8; 4]| i32::from_le_bytes(bytes.map(i8::cast_unsigned));
-        if bytes == 2 {
-            out.push(pack(std::array::from_fn(|i| {
-                ((x[i] - i32::from(low[i])) >> 8) as i8
-            })));
+        match wide {
+            Some(wide) => out.extend(wide(x)),
+            None => out.push(four_bytes(x)),
         }
-        out.push(pack(low));
     }
+}
+
+/// The lower bytes of four integers.
+pub(super) fn four_bytes(x: [i32; 4]) -> i32 {
+    i32::from_le_bytes(x.map(|x| x as u8))
 }

@@ -1,6 +1,6 @@
 //! Throughput of every implementation next to what this machine could do.
 //!
-//! `cargo run --release -p cinch-kernels --example throughput -- [decode|cached|prefill|codec] [implementation] [codec]`
+//! `cargo run --release -p cinch-kernels --example throughput -- [decode|cached|prefill|product|codec] [implementation] [codec]`
 
 use cinch_kernels::bench::{self, Decode};
 use cinch_kernels::{Codec, Heads, KernelError, Kernels, Segment};
@@ -21,6 +21,21 @@ fn main() -> Result<(), KernelError> {
     }
     if what("prefill") {
         prefill(&kernels)?;
+    }
+    if what("product") {
+        // SmolLM2-135M's last product, and its widest one within a layer.
+        for (k, columns) in [(576, 49_152), (576, 1536)] {
+            for rows in [1, 2, 8, 64] {
+                for one in &kernels {
+                    let rate = bench::product(*one, k, columns, rows, 2)?;
+                    println!(
+                        "product  {:8} threads 2 {k} x {columns}, {rows:2} rows: {:6.2} GB/s of weights",
+                        one.name(),
+                        rate / 1e9
+                    );
+                }
+            }
+        }
     }
     if what("codec") {
         for k in &kernels {

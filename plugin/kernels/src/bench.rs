@@ -8,7 +8,10 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::{Codec, ColumnSums, Heads, KernelError, Kernels, Partial, Rows, RowsMut, Scratch, Segment};
+use crate::q8_0::{BLOCK as Q8_0, CODES};
+use crate::{
+    Codec, ColumnSums, Heads, KernelError, Kernels, Partial, Q8Rows, Rows, RowsMut, Scratch, Segment,
+};
 
 /// Rows of a segment, as stores hold them.
 const BLOCK: usize = 64;
@@ -214,6 +217,50 @@ pub fn prefill(
         rates.push(operations / once.elapsed().as_secs_f64());
     }
     Ok(median(rates))
+}
+
+/// Bytes of Q8_0 weights per second, of products with so many rows of activations on `threads` threads: `columns` columns
+/// of `k` values, a multiple of 32.
+///
+/// # Errors
+/// A shape that kernels refuse.
+pub fn product(
+    kernels: Kernels,
+    k: usize,
+    columns: usize,
+    rows: usize,
+    threads: usize,
+) -> Result<f64, KernelError> {
+    const UNIT: usize = 64;
+    let mut weights = vec![0; columns * k / CODES * Q8_0];
+    for (i, block) in weights.chunks_exact_mut(Q8_0).enumerate() {
+        block[1] = 0x2c;
+        for (j, code) in block[2..].iter_mut().enumerate() {
+            *code = (i * 7 + j * 13) as u8;
+        }
+    }
+    let mut activations = Q8Rows::default();
+    activations.resize(rows, k)?;
+    for mut part in activations.parts(rows.next_multiple_of(2)) {
+        part.quantize(&values(8, rows * k));
+    }
+    let share = columns.div_ceil(threads.max(1)).next_multiple_of(UNIT);
+    let run = |columns: std::ops::Range<usize>, out: &mut [f32]| {
+        let mut out: Vec<&mut [f32]> = out.chunks_exact_mut(UNIT).take(rows).collect();
+        kernels.q8_0_matmul(&weights, columns, &activations, 0..rows, &mut out)
+    };
+    // Shapes are checked here, once, so that threads need not tell of them.
+    run(0..UNIT, &mut vec![0.0; rows * UNIT])?;
+    Ok(timed(threads, |thread, times| {
+        let mut out = vec![0.0; rows * UNIT];
+        let own = (thread * share).min(columns)..((thread + 1) * share).min(columns);
+        for first in own.step_by(UNIT).filter(|first| first + UNIT <= columns) {
+            let once = Instant::now();
+            if black_box(run(first..first + UNIT, black_box(&mut out))).is_ok() {
+                times.push((UNIT * k / CODES * Q8_0) as f64 / once.elapsed().as_secs_f64());
+            }
+        }
+    }))
 }
 
 /// Values packed and values unpacked per second, of rows of `dim` in memory.

@@ -4,8 +4,10 @@
     reason = "a closure of an iterator that is not inlined empties the registers"
 )]
 
+mod key_channels;
 mod keys;
 mod q8_0;
+mod value_rows;
 mod values;
 
 use std::arch::x86_64::*;
@@ -253,19 +255,19 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn key_codes(self, job: &mut KeyCodes<'_>) -> usize {
-        match job.layout {
-            // SAFETY: see above.
-            Layout::KeyTiles => unsafe { keys::score(job) },
-            Layout::Rows | Layout::KeyChannels | Layout::ValueTiles => 0,
+        // SAFETY: see above.
+        unsafe {
+            match job.layout {
+                Layout::KeyTiles => keys::score(job),
+                Layout::KeyChannels => key_channels::score(job),
+                Layout::Rows | Layout::ValueTiles => 0,
+            }
         }
     }
     #[inline(always)]
     fn value_codes(self, job: &mut ValueCodes<'_>) -> usize {
-        match job.layout {
-            // SAFETY: see above.
-            Layout::ValueTiles => unsafe { values::add(job) },
-            Layout::Rows | Layout::KeyTiles | Layout::KeyChannels => 0,
-        }
+        // SAFETY: see above.
+        unsafe { values::add(job) }
     }
 }
 
@@ -310,4 +312,20 @@ fn exp(x: __m256) -> __m256 {
     let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     let e = _mm256_mul_ps(e, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n)));
     _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, lowest), e)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn largest(x: __m256) -> f32 {
+    let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum(x: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }

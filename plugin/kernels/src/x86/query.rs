@@ -14,7 +14,7 @@ pub(super) const COLUMNS: usize = GROUP / 4;
 /// The largest magnitude in one byte, and in two of which the lower is signed: all then fit −128 to 127.
 pub(super) const LARGEST: [f32; 2] = [127.0, (127 * 256 + 127) as f32];
 /// How many times below the keys' error a query's must be.
-pub(super) const MARGIN: f64 = 6.0;
+const MARGIN: f64 = 6.0;
 /// Bytes a value and the codec, before the queries.
 const HEADER: usize = 2;
 
@@ -103,6 +103,16 @@ fn steps(q: &[f32], bytes: usize) -> (f32, f32) {
     } else {
         (0.0, 0.0)
     }
+}
+
+/// Whether one byte is enough for a query of `dim` values, the largest of them `top` and their squares' sum `norm`, that was
+/// multiplied with scales of codes up to `levels`: a rounding error has a variance of step²/12, codes have one of
+/// ((levels + 1)² − 1)/12.
+#[inline(always)]
+pub(super) fn scaled_fits_one_byte(levels: u8, dim: usize, top: f32, norm: f32) -> bool {
+    let codes = (f64::from(levels) + 1.0).powi(2) - 1.0;
+    let error = (f64::from(top) / f64::from(LARGEST[0])).powi(2) * dim as f64 / 12.0;
+    MARGIN * MARGIN * error * codes <= f64::from(norm)
 }
 
 fn one_byte(q: &[f32], levels: u8) -> bool {

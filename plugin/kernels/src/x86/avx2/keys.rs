@@ -14,10 +14,10 @@ use crate::layout::TILE;
 use crate::simd::Ahead;
 
 /// Keys of a vector.
-const KEYS: usize = 8;
+pub(super) const KEYS: usize = 8;
 
 /// A group of eight of a tile's keys as columns: lane `r` of column `c` has codes `4c` to `4c + 3` of key `r`.
-trait Tiled {
+pub(super) trait Tiled {
     const CODEC: Codec;
 
     /// # Safety
@@ -26,10 +26,10 @@ trait Tiled {
     unsafe fn columns(group: *const u8) -> [__m256i; COLUMNS];
 }
 
-struct Int8;
-struct Int4;
-struct Int3;
-struct Int2;
+pub(super) struct Int8;
+pub(super) struct Int4;
+pub(super) struct Int3;
+pub(super) struct Int2;
 
 /// # Safety
 /// As for `columns`, of word `w`.

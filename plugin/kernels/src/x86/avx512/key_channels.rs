@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::query::{COLUMNS, LARGEST, MARGIN};
+use super::super::query::{COLUMNS, LARGEST, scaled_fits_one_byte};
 use super::Avx512;
 use super::codes::{Int2, Int3, Int4};
 use super::key_tiles::{Int8, Tiled};
@@ -106,7 +106,8 @@ unsafe fn run<G: Tiled, const H: usize>(job: &mut KeyCodes<'_>, first: usize, di
             let mut wide = false;
             for h in 0..H {
                 scale::<G>(&job.q[(first + h) * dim..][..dim], tile, dim, &mut scaled[h]);
-                wide |= !one_byte::<G>(&scaled[h], dim);
+                let levels = G::CODEC.levels().unwrap_or(u8::MAX);
+                wide |= !scaled_fits_one_byte(levels, dim, scaled[h].top, scaled[h].norm);
             }
             for h in 0..H {
                 round::<G>(&mut scaled[h], dim, wide);
@@ -192,15 +193,6 @@ unsafe fn scale<G: Tiled>(q: &[f32], tile: &[u8], dim: usize, to: &mut Scaled) {
         to.norm = _mm512_reduce_add_ps(norm);
         to.rest = _mm512_reduce_add_ps(zero);
     }
-}
-
-/// Whether one byte is enough: see above. A rounding error has a variance of step²/12, codes have one of
-/// ((levels + 1)² − 1)/12.
-#[inline(always)]
-fn one_byte<G: Tiled>(scaled: &Scaled, dim: usize) -> bool {
-    let codes = (f64::from(G::CODEC.levels().unwrap_or(u8::MAX)) + 1.0).powi(2) - 1.0;
-    let error = (f64::from(scaled.top) / f64::from(LARGEST[0])).powi(2) * dim as f64 / 12.0;
-    MARGIN * MARGIN * error * codes <= f64::from(scaled.norm)
 }
 
 /// # Safety

@@ -300,3 +300,15 @@ fn bytes(x: [i32; 4]) -> [i32; 2] {
         four_bytes(x),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn two_bytes_add_up_to_what_was_split() {
+        for x in [0, 1, -1, 127, 128, -128, -129, 255, 256, 32_639, -32_639] {
+            let [upper, lower] = super::bytes([x, 0, -x, 7]).map(i32::to_le_bytes);
+            let of = |i: usize| 256 * i32::from(upper[i] as i8) + i32::from(lower[i] as i8);
+            assert_eq!([of(0), of(1), of(2), of(3)], [x, 0, -x, 7]);
+        }
+    }
+}

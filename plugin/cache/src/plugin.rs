@@ -440,7 +440,7 @@ impl CachePolicy for Plugin {
                 reason: "a prefix that was compressed harder than this request asks for".into(),
             });
         }
-        sequence.rehome(request, info.prompt_tokens, info.context);
+        sequence.rehome(request, info.prompt_tokens);
         Ok(cache)
     }
 

@@ -49,7 +49,8 @@ impl Sequence {
             return Ok(None);
         };
         let plan = request.plan();
-        fits(&plan, self.prompt(), self.context()).map_err(|error| HookError::Policy {
+        let context = self.core.model.get().map_or(0, |model| model.context);
+        fits(&plan, self.prompt(), context).map_err(|error| HookError::Policy {
             request: request.id,
             reason: error.to_string(),
         })?;

@@ -39,8 +39,6 @@ pub(crate) struct Sequence {
     owner: Mutex<Owner>,
     /// Tokens of the prompt it is to serve, 0 as long as nobody said.
     prompt: AtomicUsize,
-    /// Positions of the model it is of.
-    context: AtomicUsize,
     /// Its prompt is to be read once more before its rows go.
     holds: AtomicBool,
     /// What the tokens it was forked with were served with.
@@ -72,7 +70,6 @@ impl Sequence {
         let sequence = Self::assemble(core, info.dtype, &info.layers, layers, Vec::new());
         request.join(&sequence.gauges, info.prompt_tokens, &[]);
         sequence.prompt.store(info.prompt_tokens, Relaxed);
-        sequence.context.store(info.context, Relaxed);
         *lock(&sequence.owner) = Owner::Request(request);
         sequence
     }
@@ -92,7 +89,6 @@ impl Sequence {
             shapes: shapes.to_vec(),
             owner: Mutex::new(Owner::Adrift),
             prompt: AtomicUsize::new(0),
-            context: AtomicUsize::new(0),
             holds: AtomicBool::new(false),
             inherited,
             layers: layers.into_iter().map(Mutex::new).collect(),
@@ -110,11 +106,6 @@ impl Sequence {
     /// Tokens of the prompt it serves, those to come included; 0 where nobody said.
     pub(crate) fn prompt(&self) -> usize {
         self.prompt.load(Relaxed)
-    }
-
-    /// Positions of the model it is of.
-    pub(crate) fn context(&self) -> usize {
-        self.context.load(Relaxed)
     }
 
     /// Whether its prompt is to be read once more before its rows go.
@@ -145,7 +136,7 @@ impl Sequence {
     }
 
     /// Serves `request` from now on.
-    pub(crate) fn rehome(&self, request: Arc<Request>, prompt_tokens: usize, context: usize) {
+    pub(crate) fn rehome(&self, request: Arc<Request>, prompt_tokens: usize) {
         match self.owner() {
             Owner::Request(old) if Arc::ptr_eq(&old, &request) => return,
             Owner::Request(old) => self.core.registry.hand_over(&old, &self.gauges),
@@ -154,7 +145,6 @@ impl Sequence {
         }
         request.join(&self.gauges, prompt_tokens, &self.inherited);
         self.prompt.store(prompt_tokens, Relaxed);
-        self.context.store(context, Relaxed);
         *lock(&self.owner) = Owner::Request(request);
     }
 
@@ -208,9 +198,7 @@ impl SequenceCache for Sequence {
                 self.core.prefix_kept(fork.id, &fork.gauges);
                 *lock(&fork.owner) = Owner::Prefix;
             }
-            (ForkRole::Sequence, Owner::Request(request)) => {
-                fork.rehome(request, self.prompt(), self.context())
-            }
+            (ForkRole::Sequence, Owner::Request(request)) => fork.rehome(request, self.prompt()),
             (ForkRole::Sequence, Owner::Prefix | Owner::Adrift) => {}
         }
         Ok(Arc::new(fork))

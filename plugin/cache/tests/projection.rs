@@ -4,23 +4,12 @@
 
 mod common;
 
-use candle_core::{Device, Tensor};
 use cinch_cache::Plugin;
-use cinch_hooks::{CachePolicy, Qkv};
+use common::single::*;
 use common::*;
 
-const DIM: usize = 64;
 /// Tokens of the prompt, which is packed but for four sinks and the last 32.
 const PROMPT: usize = 300;
-const GROUP: usize = 2;
-
-const ONE: Model = Model {
-    layers: 1,
-    kv_heads: 1,
-    group: GROUP,
-    k_dim: DIM,
-    v_dim: DIM,
-};
 
 /// Rows that lie near a subspace of `RANK` dimensions, as keys and values do.
 const RANK: usize = 24;
@@ -54,36 +43,13 @@ fn query(head: usize, token: usize) -> Vec<f32> {
 fn served(json: &str) -> (Vec<f32>, std::sync::Arc<Plugin>, Seq) {
     let plugin = plugin(policy(json));
     let seq = open(&plugin, &ONE, 1, 1);
-    let mut out = Vec::new();
-    for (from, to) in [(0, PROMPT), (PROMPT, PROMPT + 1)] {
-        let tensor = |row: &dyn Fn(usize, usize) -> Vec<f32>, heads: usize| {
-            let data: Vec<f32> = (0..heads)
-                .flat_map(|head| (from..to).flat_map(move |token| row(head, token)))
-                .collect();
-            Tensor::from_vec(data, (1, heads, to - from, DIM), &Device::Cpu).unwrap()
-        };
-        let (q, k, v) = (
-            tensor(&query, GROUP),
-            tensor(&|_, token| row(What::K, token), 1),
-            tensor(&|_, token| row(What::V, token), 1),
-        );
-        let qkv = Qkv { q: &q, k: &k, v: &v };
-        let given = plugin
-            .attend(
-                0,
-                std::slice::from_ref(&seq.cache),
-                qkv,
-                &ONE.params(),
-                &dense(ONE.params()),
-            )
-            .unwrap();
-        out = given.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    }
+    let rows = |what, head, token| match what {
+        What::Q => query(head, token),
+        What::K | What::V => row(what, token),
+    };
+    attend(&plugin, &seq, 0, PROMPT, &rows);
+    let out = attend(&plugin, &seq, PROMPT, PROMPT + 1, &rows);
     (out, plugin, seq)
-}
-
-fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|x| f64::from(*x)).collect()
 }
 
 fn all(what: What) -> Vec<Vec<f64>> {
@@ -201,28 +167,8 @@ fn think(rows: &[Vec<f64>], rank: usize) -> Vec<Vec<f64>> {
 
 /// The decoded token's output over rows as given.
 fn attention(k: &[Vec<f64>], v: &[Vec<f64>]) -> Vec<f64> {
-    let mut all = Vec::new();
-    for head in 0..GROUP {
-        let q = wide(&query(head, PROMPT));
-        let logits: Vec<f64> = k
-            .iter()
-            .map(|k| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() / (DIM as f64).sqrt())
-            .collect();
-        let max = logits.iter().copied().fold(f64::MIN, f64::max);
-        let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
-        let mut out = vec![0.0; DIM];
-        for (v, logit) in v.iter().zip(&logits) {
-            let weight = (logit - max).exp() / sum;
-            out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
-        }
-        all.extend(out);
-    }
-    all
-}
-
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    let sum: f64 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
-    (sum / a.len() as f64).sqrt()
+    let queries: Vec<_> = (0..GROUP).map(|head| wide(&query(head, PROMPT))).collect();
+    attended(&queries, k, v)
 }
 
 #[test]
@@ -248,7 +194,7 @@ fn outputs_are_what_the_papers_say() {
         ),
     ] {
         let (out, ..) = served(json);
-        let (own, method) = (distance(&wide(&out), &right), distance(&right, &exact));
+        let (own, method) = (distance(&out, &right), distance(&right, &exact));
         // Rows are in f16; what the method leaves out is far more.
         assert!(
             own < 2e-4 && own < method / 20.0,
@@ -263,7 +209,7 @@ fn rows_of_so_few_dimensions_lose_next_to_nothing_and_bytes_are_saved() {
     let whole = seq.cache.bytes();
     drop(plugin);
     let (out, plugin, seq) = served(r#"{"project": {"method": "lowrank", "k_rank": 24, "v_rank": 24}}"#);
-    let error = distance(&wide(&out), &wide(&full));
+    let error = distance(&out, &wide(&full));
     assert!(error < 0.02, "{error}");
     let blocks = &plugin.inspect(&*seq.cache).unwrap()[0].heads[0].blocks;
     let rows: usize = blocks.iter().filter(|b| b.projected).map(|b| b.rows).sum();
@@ -279,7 +225,7 @@ fn all_dimensions_are_the_identity() {
     let (full, ..) = served("{}");
     let (out, ..) = served(r#"{"project": {"method": "lowrank", "k_rank": 64, "v_rank": 64}}"#);
     // Parts are added up in another order.
-    assert!(distance(&wide(&full), &wide(&out)) < 1e-7);
+    assert!(distance(&full, &wide(&out)) < 1e-7);
 }
 
 #[test]

@@ -5,25 +5,15 @@
 
 mod common;
 
-use candle_core::{Device, Tensor};
 use cinch_cache::BlockView;
-use cinch_hooks::{CachePolicy, Qkv};
+use common::single::*;
 use common::*;
 
-const DIM: usize = 64;
 const ROWS: usize = 300;
-
-const ONE: Model = Model {
-    layers: 1,
-    kv_heads: 1,
-    group: 2,
-    k_dim: DIM,
-    v_dim: DIM,
-};
 
 /// Keys with a channel that is twenty times the others, as real ones have.
 fn key(token: usize) -> Vec<f32> {
-    let mut key = vector(1, 0, What::K, 0, token, DIM);
+    let mut key = random(What::K, 0, token);
     key[5] += 20.0;
     key
 }
@@ -79,31 +69,15 @@ fn rounded(x: &[f64], bits: u32) -> Vec<f64> {
 }
 
 /// The output of one decoded token over `ROWS` keys, all but sinks and recent ones packed; and its query heads.
-fn served(json: &str) -> (Vec<f32>, Vec<Vec<f32>>) {
+fn served(json: &str) -> (Vec<f32>, Vec<Vec<f64>>) {
     let plugin = plugin(policy(json));
     let seq = open(&plugin, &ONE, 1, 1);
-    let attend = |from: usize, to: usize| {
-        let fresh = to - from;
-        let rows = |row: &dyn Fn(usize, usize) -> Vec<f32>, heads: usize| {
-            let data: Vec<f32> = (0..heads)
-                .flat_map(|head| (from..to).flat_map(move |token| row(head, token)))
-                .collect();
-            Tensor::from_vec(data, (1, heads, fresh, DIM), &Device::Cpu).unwrap()
-        };
-        let (q, k, v) = (
-            rows(&|head, token| vector(1, 0, What::Q, head, token, DIM), ONE.group),
-            rows(&|_, token| key(token), 1),
-            rows(&|_, token| vector(1, 0, What::V, 0, token, DIM), 1),
-        );
-        let qkv = Qkv { q: &q, k: &k, v: &v };
-        let cache = [seq.cache.clone()];
-        let out = plugin
-            .attend(0, &cache, qkv, &ONE.params(), &dense(ONE.params()))
-            .unwrap();
-        out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    let row = |what, head, token| match what {
+        What::K => key(token),
+        What::Q | What::V => random(what, head, token),
     };
-    attend(0, ROWS - 1);
-    let out = attend(ROWS - 1, ROWS);
+    attend(&plugin, &seq, 0, ROWS - 1, &row);
+    let out = attend(&plugin, &seq, ROWS - 1, ROWS, &row);
     let blocks = &plugin.inspect(&*seq.cache).unwrap()[0].heads[0].blocks;
     let wants = json.contains("rotate_k");
     let packed: Vec<_> = blocks.iter().filter(|block| block.k != block.v).collect();
@@ -113,42 +87,16 @@ fn served(json: &str) -> (Vec<f32>, Vec<Vec<f32>>) {
     let right = |block: &&&BlockView| (block.rotated, block.channels) == (wants, by_channel);
     assert!(!packed.is_empty() && packed.iter().filter(right).count() == packed.len());
     let queries = (0..ONE.group)
-        .map(|head| vector(1, 0, What::Q, head, ROWS - 1, DIM))
+        .map(|head| wide(&random(What::Q, head, ROWS - 1)))
         .collect();
     (out, queries)
 }
 
 /// The same in f64, with keys as `stored` says.
-fn oracle(queries: &[Vec<f32>], stored: impl Fn(usize, &[f64]) -> Vec<f64>) -> Vec<f64> {
-    let keys: Vec<Vec<f64>> = (0..ROWS).map(|token| stored(token, &wide(&key(token)))).collect();
-    let mut all = Vec::new();
-    for q in queries {
-        let q = wide(q);
-        let logit = |k: &Vec<f64>| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() / (DIM as f64).sqrt();
-        let logits: Vec<f64> = keys.iter().map(logit).collect();
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
-        let mut out = vec![0.0; DIM];
-        for (token, logit) in logits.iter().enumerate() {
-            let weight = (logit - max).exp() / sum;
-            let v = vector(1, 0, What::V, 0, token, DIM);
-            out.iter_mut()
-                .zip(v)
-                .for_each(|(out, v)| *out += weight * f64::from(v));
-        }
-        all.extend(out);
-    }
-    all
-}
-
-fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|x| f64::from(*x)).collect()
-}
-
-/// Root mean square difference.
-fn distance(a: &[f32], b: &[f64]) -> f64 {
-    let sum: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    (sum / a.len() as f64).sqrt()
+fn oracle(queries: &[Vec<f64>], stored: impl Fn(usize, &[f64]) -> Vec<f64>) -> Vec<f64> {
+    let keys: Vec<_> = (0..ROWS).map(|token| stored(token, &wide(&key(token)))).collect();
+    let values: Vec<_> = (0..ROWS).map(|token| wide(&random(What::V, 0, token))).collect();
+    attended(queries, &keys, &values)
 }
 
 /// Rows the store leaves in full precision: four sinks and what the prompt's end left in the recent window.
@@ -172,10 +120,7 @@ fn rotated_keys_are_what_the_paper_says() {
             }
         });
         // What the kernels and f16 add is far below what the codec itself costs.
-        let (own, codec) = (
-            distance(&out, &right),
-            distance(&right.iter().map(|x| *x as f32).collect::<Vec<_>>(), &exact),
-        );
+        let (own, codec) = (distance(&out, &right), distance(&right, &exact));
         assert!(own < codec / 4.0 + 2e-4, "{bits} bits: {own:e} beside {codec:e}");
     }
 }
@@ -260,10 +205,7 @@ fn keys_by_channel_are_what_the_paper_says() {
             Some(at) if TILED.contains(&token) => tiles[at].clone(),
             _ => k.to_vec(),
         });
-        let (own, codec) = (
-            distance(&out, &right),
-            distance(&right.iter().map(|x| *x as f32).collect::<Vec<_>>(), &exact),
-        );
+        let (own, codec) = (distance(&out, &right), distance(&right, &exact));
         assert!(own < codec / 4.0 + 2e-4, "{bits} bits: {own:e} beside {codec:e}");
     }
 }

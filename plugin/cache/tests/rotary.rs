@@ -5,36 +5,23 @@
 
 mod common;
 
-use candle_core::{Device, Tensor};
 use cinch_cache::{Pairing, Plugin, Rotary, RotaryLayers};
-use cinch_hooks::{CachePolicy, ForkRole, Qkv};
+use cinch_hooks::ForkRole;
+use common::single::*;
 use common::*;
 
-const DIM: usize = 64;
 const ROWS: usize = 300;
 const BASE: f64 = 10_000.0;
-
-const ONE: Model = Model {
-    layers: 1,
-    kv_heads: 1,
-    group: 2,
-    k_dim: DIM,
-    v_dim: DIM,
-};
 
 /// Rows that are packed, all in one block: from the sinks on, whole tiles of 32 up to the recent window.
 const PACKED: std::ops::Range<usize> = 4..4 + 256;
 
 /// Keys before their embedding, of which a channel is twenty times the others, as real ones have.
 fn plain(token: usize) -> Vec<f64> {
-    let mut key = wide(&vector(1, 0, What::K, 0, token, DIM));
+    let mut key = wide(&random(What::K, 0, token));
     key[5] += 20.0;
     key[40] -= 8.0;
     key
-}
-
-fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// Pair i of the first `dims` dimensions, turned by `position` times base^(−2i/dims).
@@ -55,23 +42,12 @@ fn alike(dims: usize, pairing: Pairing) -> RotaryLayers {
     RotaryLayers::Alike(Rotary::new(BASE, dims, pairing))
 }
 
-/// A step of `plugin`'s sequence over tokens `from..to` whose keys are `key`.
-fn attend(plugin: &Plugin, seq: &Seq, from: usize, to: usize, key: &dyn Fn(usize) -> Vec<f32>) -> Vec<f32> {
-    let rows = |row: &dyn Fn(usize, usize) -> Vec<f32>, heads: usize| {
-        let data: Vec<f32> = (0..heads)
-            .flat_map(|head| (from..to).flat_map(move |token| row(head, token)))
-            .collect();
-        Tensor::from_vec(data, (1, heads, to - from, DIM), &Device::Cpu).unwrap()
-    };
-    let (q, k, v) = (
-        rows(&|head, token| vector(1, 0, What::Q, head, token, DIM), ONE.group),
-        rows(&|_, token| key(token), 1),
-        rows(&|_, token| vector(1, 0, What::V, 0, token, DIM), 1),
-    );
-    let qkv = Qkv { q: &q, k: &k, v: &v };
-    let cache = [seq.cache.clone()];
-    let out = plugin.attend(0, &cache, qkv, &ONE.params(), &dense(ONE.params()));
-    out.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+/// Random rows, but these keys.
+fn with_keys(key: impl Fn(usize) -> Vec<f64>) -> impl Fn(What, usize, usize) -> Vec<f32> {
+    move |what, head, token| match what {
+        What::K => key(token).into_iter().map(|x| x as f32).collect(),
+        What::Q | What::V => random(what, head, token),
+    }
 }
 
 /// The output of one decoded token over `ROWS` keys that are turned as said.
@@ -79,12 +55,9 @@ fn served(json: &str, dims: usize, pairing: Pairing) -> Vec<f32> {
     let plugin = plugin(policy(json));
     plugin.set_rotary(alike(dims, pairing));
     let seq = open(&plugin, &ONE, 1, 1);
-    let key = |token: usize| {
-        let key = turned(&plain(token), token as f64, dims, pairing);
-        key.into_iter().map(|x| x as f32).collect()
-    };
-    attend(&plugin, &seq, 0, ROWS - 1, &key);
-    let out = attend(&plugin, &seq, ROWS - 1, ROWS, &key);
+    let row = with_keys(|token| turned(&plain(token), token as f64, dims, pairing));
+    attend(&plugin, &seq, 0, ROWS - 1, &row);
+    let out = attend(&plugin, &seq, ROWS - 1, ROWS, &row);
     let blocks = &plugin.inspect(&*seq.cache).unwrap()[0].heads[0].blocks;
     let packed: Vec<_> = blocks.iter().filter(|block| block.k != block.v).collect();
     assert!(packed.len() == 1 && packed[0].rows == PACKED.len());
@@ -94,22 +67,10 @@ fn served(json: &str, dims: usize, pairing: Pairing) -> Vec<f32> {
 
 /// The same in f64, of these keys.
 fn oracle(keys: &[Vec<f64>]) -> Vec<f64> {
-    let mut all = Vec::new();
-    for head in 0..ONE.group {
-        let q = wide(&vector(1, 0, What::Q, head, ROWS - 1, DIM));
-        let logit = |k: &Vec<f64>| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() / (DIM as f64).sqrt();
-        let logits: Vec<f64> = keys.iter().map(logit).collect();
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
-        let mut out = vec![0.0; DIM];
-        for (token, logit) in logits.iter().enumerate() {
-            let v = wide(&vector(1, 0, What::V, 0, token, DIM));
-            let weight = (logit - max).exp() / sum;
-            out.iter_mut().zip(v).for_each(|(out, v)| *out += weight * v);
-        }
-        all.extend(out);
-    }
-    all
+    let row = |what, head, token| wide(&random(what, head, token));
+    let queries: Vec<_> = (0..GROUP).map(|head| row(What::Q, head, ROWS - 1)).collect();
+    let values: Vec<_> = (0..keys.len()).map(|token| row(What::V, 0, token)).collect();
+    attended(&queries, keys, &values)
 }
 
 /// f16, the next one below `x` or above it where the nearest is on the other side.
@@ -192,11 +153,6 @@ fn quantized(keys: &[Vec<f64>], bits: u32, outliers: usize) -> Vec<Vec<f64>> {
 }
 
 /// Root mean square difference.
-fn distance(a: &[f32], b: &[f64]) -> f64 {
-    let sum: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    (sum / a.len() as f64).sqrt()
-}
-
 #[test]
 fn keys_before_their_embedding_are_what_the_paper_says() {
     for (dims, pairing) in [
@@ -448,13 +404,10 @@ fn checked(
     let plugin = plugin(policy("{}"));
     plugin.set_rotary(said);
     let seq = open(&plugin, &ONE, 1, 1);
-    let key = |token: usize| {
-        let key = turned(&plain(0), token as f64, dims, pairing);
-        key.into_iter().map(|x| x as f32).collect()
-    };
+    let row = with_keys(|token| turned(&plain(0), token as f64, dims, pairing));
     plugin.check_rotary(1);
-    attend(&plugin, &seq, 0, 64, &key);
-    attend(&plugin, &seq, 64, 65, &key);
+    attend(&plugin, &seq, 0, 64, &row);
+    attend(&plugin, &seq, 64, 65, &row);
     let checked = plugin.rotary_checked();
     (plugin, checked)
 }

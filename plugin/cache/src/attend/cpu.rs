@@ -189,10 +189,7 @@ fn weights(
         let sums = &mut sums[piece.from..piece.to];
         if largest {
             for (weights, factor) in slot.weights.chunks_exact(sums.len().max(1)).zip(&factors) {
-                let weights = weights.iter().map(|weight| weight * factor);
-                sums.iter_mut()
-                    .zip(weights)
-                    .for_each(|(sum, weight)| *sum = sum.max(weight));
+                raise(sums, weights.iter().map(|weight| weight * factor));
             }
         } else {
             accumulate(&slot.weights, &factors, sums).map_err(kernel)?;
@@ -280,7 +277,7 @@ fn prefill(
     for PrefillTask { piece, sums: own, .. } in tasks {
         match sums[piece.row].get_mut(piece.kv) {
             Some(head) if head.is_empty() => *head = own,
-            Some(head) if layers[piece.row].plan.largest() => raise(head, &own),
+            Some(head) if layers[piece.row].plan.largest() => raise(head, own),
             Some(head) => add(head, &own),
             None => sums[piece.row].push(own),
         }

@@ -81,7 +81,7 @@ pub(crate) fn attend(
                     if observed < to - from {
                         let seen = weights.narrow(0, observed, to - from - observed)?;
                         if largest {
-                            raise(&mut head_sums, &seen.max(0)?.to_vec1::<f32>()?);
+                            raise(&mut head_sums, seen.max(0)?.to_vec1::<f32>()?);
                         } else {
                             add(&mut head_sums, &seen.sum(0)?.to_vec1::<f32>()?);
                         }

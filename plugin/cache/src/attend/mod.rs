@@ -309,9 +309,9 @@ fn add(to: &mut [f32], from: &[f32]) {
 }
 
 /// What is larger of a head's shares.
-fn raise(to: &mut [f32], from: &[f32]) {
+fn raise(to: &mut [f32], from: impl IntoIterator<Item = f32>) {
     for (to, from) in to.iter_mut().zip(from) {
-        *to = to.max(*from);
+        *to = to.max(from);
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Source<'a> {
 /// largest weights.
 pub(super) fn gather(plan: &Plan, fresh: usize, scores: &mut [f32], sums: &[f32], times: f32) {
     if plan.largest() {
-        return raise(scores, sums);
+        return raise(scores, sums.iter().copied());
     }
     let statistics = plan.statistics();
     // A decode step stands for those between it and the last that counted.

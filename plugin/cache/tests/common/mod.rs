@@ -5,6 +5,7 @@
 
 pub(crate) mod captured;
 pub(crate) mod matrix;
+pub(crate) mod single;
 
 use std::sync::Arc;
 

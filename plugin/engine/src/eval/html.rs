@@ -20,7 +20,7 @@ pub(super) fn render(report: &Report) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <link rel=\"icon\" href=\"data:,\">\n\
          <title>Cinch: {model}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>KV cache compression of {model}</h1>\n",
-        model = escaped(&report.model.name)
+        model = escaped(&report.about.model.name)
     );
     about(&mut out, report);
     plots::plots(&mut out, report);
@@ -34,13 +34,16 @@ pub(super) fn render(report: &Report) -> String {
 }
 
 fn about(out: &mut String, report: &Report) {
-    let (sizes, text, machine) = (&report.sizes, &report.text, &report.machine);
+    let (sizes, text, machine) = (&report.sizes, &report.about.text, &report.about.machine);
     let rows = [
         (
             "Model",
-            format!("{}, activations {}", report.model.name, report.model.dtype),
+            format!(
+                "{}, activations {}",
+                report.about.model.name, report.about.model.dtype
+            ),
         ),
-        ("Fingerprint", report.model.fingerprint.clone()),
+        ("Fingerprint", report.about.model.fingerprint.clone()),
         (
             "Text",
             format!(
@@ -59,9 +62,9 @@ fn about(out: &mut String, report: &Report) {
             "Measured",
             format!(
                 "{}, cinch {}, {}; intervals by {} resamples of blocks of {} tokens",
-                report.date,
-                report.cinch,
-                report.mode.name(),
+                report.about.date,
+                report.about.cinch,
+                report.about.mode.name(),
                 report.bootstrap.resamples,
                 report.bootstrap.block
             ),

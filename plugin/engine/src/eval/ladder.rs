@@ -9,29 +9,29 @@ use super::report::{Point, Report};
 
 /// The ladder of a report's levels.
 pub(super) fn render(report: &Report) -> Result<String> {
-    let text = &report.text;
+    let text = &report.about.text;
     let mut out = format!(
         "# A ladder that `cinch eval --{}` measured with cinch {}: levels that compress harder one after another; a level's\n\
          # number is its place here. Quality is against level 0, on {} forced tokens of {} (SHA-256 {}…), after prompts of\n\
          # {} tokens; bytes are those at the end of these prompts. Speed is of one request alone with {} prompt tokens, on\n\
-         # {}, {} threads. KL divergences are in nats.\n",
-        report.mode.name(),
-        report.cinch,
+         # {}, {} threads. KL divergences are in nats. Fields of a policy: docs/policy-fields.md.\n",
+        report.about.mode.name(),
+        report.about.cinch,
         report.sizes.windows * report.sizes.steps,
         text.name,
         text.sha256.get(..16).unwrap_or_default(),
         report.sizes.context,
         report.sizes.speed_context,
-        report.machine.cpu,
-        report.machine.threads,
+        report.about.machine.cpu,
+        report.about.machine.threads,
     );
     // Writing to a string cannot fail.
     let _ = write!(
         out,
         "\nmodel = {}\nfingerprint = {}\nmeasured = {}\nprompt_tokens = {}\n",
-        quoted(&report.model.name)?,
-        quoted(&report.model.fingerprint)?,
-        quoted(&report.date)?,
+        quoted(&report.about.model.name)?,
+        quoted(&report.about.model.fingerprint)?,
+        quoted(&report.about.date)?,
         report.sizes.context
     );
     for point in report.levels() {
@@ -148,10 +148,10 @@ mod tests {
         let report = report();
         let text = render(&report).unwrap();
         let ladder = parse_ladder(&text, "ladder.toml").unwrap_or_else(|err| panic!("{err}\n{text}"));
-        assert_eq!(ladder.model, report.model.name);
+        assert_eq!(ladder.model, report.about.model.name);
         assert_eq!(
             ladder.fingerprint.as_deref(),
-            Some(report.model.fingerprint.as_str())
+            Some(report.about.model.fingerprint.as_str())
         );
         assert_eq!(
             (ladder.measured.as_str(), ladder.prompt_tokens),

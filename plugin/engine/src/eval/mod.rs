@@ -4,6 +4,7 @@
 //! Every request is measured beside level 0 on the same forced tokens. What was measured is kept as it comes, by what it
 //! depends on: the same command goes on where it was ended, and measures nothing twice.
 
+mod about;
 pub mod calibrate;
 mod compare;
 mod figures;
@@ -37,17 +38,17 @@ use tracing::{info, warn};
 
 pub use options::Options;
 
-use crate::bench::today;
 use crate::config::{ModelKind, Settings};
 use crate::fields::FieldFault;
 use crate::run::{self, RunError};
 use crate::{fingerprint, model};
+use about::{About, Machine, ModelAbout, Text};
 use grid::Grid;
 use jobs::Job;
 use options::Checked;
 use points::Points;
 use progress::Progress;
-use report::{Machine, ModelAbout, Report, Text};
+use report::Report;
 use runner::{Engine, Piece};
 use speed::{Speed, Stopwatch};
 use tasks::Maker;
@@ -303,18 +304,9 @@ fn assemble(checked: Checked, machine: Machine, quality: Quality, speeds: Vec<Ve
     let points = policies.map(|(i, (policy, rounds))| {
         report::point(policy, &quality.jobs, &of(i), &full, Speed::new(&rounds))
     });
+    let text = Text::of(&checked.text_name, &checked.text, quality.text.len());
     Report {
-        format: report::FORMAT,
-        cinch: env!("CARGO_PKG_VERSION").to_owned(),
-        date: today(),
-        mode: checked.mode,
-        model: quality.model.clone(),
-        machine,
-        text: Text {
-            sha256: points::sha256(checked.text.as_bytes()),
-            name: checked.text_name,
-            tokens: quality.text.len(),
-        },
+        about: About::new(report::FORMAT, checked.mode, quality.model.clone(), machine, text),
         points: points.collect(),
         sizes: checked.grid.sizes,
         bootstrap: report::BOOTSTRAP,

@@ -1,22 +1,19 @@
 //! Everything measured, as it is written to report.json and drawn in report.html. The JSON's schema is
 //! docs/eval-report.schema.json.
 
-use std::fs;
-
 use cinch_protocol::Policy;
 use serde::{Deserialize, Serialize};
 
+use super::about::About;
 use super::compare::Step;
 use super::figures::{self, BLOCK, Estimate, Quality, RESAMPLES, SEED};
 use super::frontier::{self, Candidate};
 use super::grid::Sizes;
 use super::jobs::{Job, Kind};
-use super::options::{Floors, Mode};
+use super::options::Floors;
 use super::runner::Piece;
 use super::scores::{self, TaskScore};
 use super::speed::Speed;
-use crate::bench::cpu;
-use crate::config::Settings;
 
 /// Raised when a field changes its meaning or goes.
 pub(super) const FORMAT: u32 = 1;
@@ -24,20 +21,9 @@ pub(super) const FORMAT: u32 = 1;
 /// What `cinch eval` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Report {
-    /// [`FORMAT`].
-    pub(super) format: u32,
-    /// The version of the program.
-    pub(super) cinch: String,
-    /// When it was written, as YYYY-MM-DD.
-    pub(super) date: String,
-    /// Which part of the grid.
-    pub(super) mode: Mode,
-    /// What was measured.
-    pub(super) model: ModelAbout,
-    /// On what.
-    pub(super) machine: Machine,
-    /// Which text.
-    pub(super) text: Text,
+    /// What was measured with what.
+    #[serde(flatten)]
+    pub(super) about: About,
     /// How much.
     pub(super) sizes: Sizes,
     /// How intervals are made.
@@ -49,51 +35,6 @@ pub(super) struct Report {
     /// Spearman's rank correlation, over the policies, of the attention error that requests report with their KL
     /// divergence; absent with fewer than three policies that have one.
     pub(super) error_kl_correlation: Option<f64>,
-}
-
-/// The model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct ModelAbout {
-    /// Its file's stem, or its id.
-    pub(super) name: String,
-    /// What it is told apart by.
-    pub(super) fingerprint: String,
-    /// What activations are in.
-    pub(super) dtype: String,
-}
-
-/// The machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Machine {
-    /// Its CPU.
-    pub(super) cpu: String,
-    /// Hardware threads.
-    pub(super) threads: usize,
-    /// The implementation of the kernels.
-    pub(super) kernels: String,
-}
-
-impl Machine {
-    /// This one, with kernels as configured.
-    pub(super) fn of(settings: &Settings) -> Self {
-        let kernels = settings.engine.kernels().map_or("none", |kernels| kernels.name());
-        Self {
-            cpu: cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            kernels: kernels.to_owned(),
-        }
-    }
-}
-
-/// The text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Text {
-    /// Its file's or folder's name.
-    pub(super) name: String,
-    /// SHA-256 of all of it.
-    pub(super) sha256: String,
-    /// Tokens of all of it.
-    pub(super) tokens: usize,
 }
 
 /// How intervals are made.
@@ -233,6 +174,7 @@ impl Estimate {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::about::tests::about;
     use super::super::jobs::Span;
     use super::*;
 
@@ -330,25 +272,7 @@ pub(super) mod tests {
                 point(&(name.to_owned(), policy), &jobs, &pieces, &full, speed(i))
             });
         let mut report = Report {
-            format: FORMAT,
-            cinch: "0.1.0".into(),
-            date: "2026-11-25".into(),
-            mode: Mode::Quick,
-            model: ModelAbout {
-                name: "m.Q8_0".into(),
-                fingerprint: format!("sha256:{}", "0f".repeat(32)),
-                dtype: "f32".into(),
-            },
-            machine: Machine {
-                cpu: "a CPU".into(),
-                threads: 2,
-                kernels: "scalar".into(),
-            },
-            text: Text {
-                name: "t.txt".into(),
-                sha256: "ab".repeat(32),
-                tokens: 5000,
-            },
+            about: about(FORMAT, "2026-11-25"),
             sizes: Sizes {
                 windows: 2,
                 context: 1024,
@@ -407,8 +331,8 @@ pub(super) mod tests {
         };
         assert_eq!(names(&read), names(&report));
         assert_eq!(
-            (&read.model, &read.sizes, read.mode),
-            (&report.model, &report.sizes, report.mode)
+            (&read.about.model, &read.sizes, read.about.mode),
+            (&report.about.model, &report.sizes, report.about.mode)
         );
     }
 }

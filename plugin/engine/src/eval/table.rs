@@ -7,16 +7,16 @@ use super::report::{Point, Report};
 
 /// What was measured, and a table of all policies, fewest bytes last.
 pub(super) fn render(report: &Report) -> String {
-    let (sizes, text) = (&report.sizes, &report.text);
+    let (sizes, text) = (&report.sizes, &report.about.text);
     let mut out = format!(
         "{}, activations {}, kernels {}; {} windows of {}: {} prompt and {} forced tokens each; against the full cache, with \
          95 % intervals\n\n\
          | level | policy | bytes of full | KL mean, nats | KL p99 | perplexity of full | top-1 | RMS Δp | prefill tok/s | \
          decode tok/s | TTFT ms | peak RSS MB |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
-        report.model.name,
-        report.model.dtype,
-        report.machine.kernels,
+        report.about.model.name,
+        report.about.model.dtype,
+        report.about.machine.kernels,
         sizes.windows,
         text.name,
         sizes.context,

@@ -20,13 +20,12 @@ use tracing::info;
 
 pub use options::Options;
 
+use super::about::{About, Machine, ModelAbout, Text};
 use super::grid::{self, Sizes as EvalSizes};
 use super::jobs::{self, Job};
 use super::points::{self, Points};
-use super::report::{Machine, ModelAbout, Text};
 use super::runner::{Engine, Piece};
 use super::{figures, model_name, open, pieces};
-use crate::bench::today;
 use crate::config::Settings;
 use crate::fields::FieldFault;
 use crate::run::{self, RunError};
@@ -163,18 +162,9 @@ async fn measure(
             v: *pair.get(1)?,
         })
     };
+    let described = Text::of(&checked.text_name, &checked.text, text.len());
     Ok(Report {
-        format: report::FORMAT,
-        cinch: env!("CARGO_PKG_VERSION").to_owned(),
-        date: today(),
-        mode: checked.mode,
-        model,
-        machine,
-        text: Text {
-            sha256: points::sha256(checked.text.as_bytes()),
-            name: checked.text_name.clone(),
-            tokens: text.len(),
-        },
+        about: About::new(report::FORMAT, checked.mode, model, machine, described),
         sizes: *sizes,
         method: checked.method,
         bits: BITS.to_vec(),

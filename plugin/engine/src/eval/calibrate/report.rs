@@ -7,11 +7,10 @@ use anyhow::Result;
 use cinch_protocol::{Bits, Policy, QuantizeMethod};
 use serde::{Deserialize, Serialize};
 
+use super::super::about::About;
 use super::super::figures::Estimate;
 use super::super::grid;
 use super::super::ladder::inline;
-use super::super::options::Mode;
-use super::super::report::{Machine, ModelAbout, Text};
 use super::options::Sizes;
 use super::sensitivity::Sensitivity;
 
@@ -21,20 +20,9 @@ pub(super) const FORMAT: u32 = 1;
 /// A calibration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Report {
-    /// [`FORMAT`].
-    pub(super) format: u32,
-    /// The version of the program.
-    pub(super) cinch: String,
-    /// When it was written, as YYYY-MM-DD.
-    pub(super) date: String,
-    /// How much was measured.
-    pub(super) mode: Mode,
-    /// What was measured.
-    pub(super) model: ModelAbout,
-    /// On what.
-    pub(super) machine: Machine,
-    /// Which text.
-    pub(super) text: Text,
+    /// What was measured with what.
+    #[serde(flatten)]
+    pub(super) about: About,
     /// How much of it.
     pub(super) sizes: Sizes,
     /// How values map to codes.
@@ -154,9 +142,9 @@ pub(super) fn grid(report: &Report) -> Result<Option<String>> {
     let mut out = format!(
         "{}\n# Bits by layer, as `cinch calibrate` spread them over {} ({}) on {}.\n",
         grid::DEFAULT.trim_end(),
-        report.model.name,
-        report.date,
-        report.text.name,
+        report.about.model.name,
+        report.about.date,
+        report.about.text.name,
     );
     for level in report.better() {
         // Writing to a string cannot fail.
@@ -177,12 +165,12 @@ pub(super) fn table(report: &Report) -> String {
          forced tokens each\n\nKL in nats of keys or values alone in 2 bits, layers measured {} at a time, with 95 % \
          intervals, and bits that K and V get\n\n\
          | layer | K | V |",
-        report.model.name,
-        report.model.dtype,
-        report.machine.kernels,
+        report.about.model.name,
+        report.about.model.dtype,
+        report.about.machine.kernels,
         report.method.name(),
         sizes.calibration_windows,
-        report.text.name,
+        report.about.text.name,
         sizes.verification_windows,
         sizes.context,
         sizes.steps,
@@ -254,6 +242,8 @@ pub(super) fn table(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::about::tests::about;
+    use super::super::super::options::Mode;
     use super::super::family;
     use super::*;
 
@@ -282,25 +272,7 @@ mod tests {
         let uniform = family::uniform(method, (Bits::B3, Bits::B3));
         let by_layer = family::by_layer(method, &[high, low, high, low, high, low, high, low, low]);
         Report {
-            format: FORMAT,
-            cinch: "0".to_owned(),
-            date: "2026-11-28".to_owned(),
-            mode: Mode::Quick,
-            model: ModelAbout {
-                name: "m".to_owned(),
-                fingerprint: "sha256:0".to_owned(),
-                dtype: "f32".to_owned(),
-            },
-            machine: Machine {
-                cpu: "c".to_owned(),
-                threads: 2,
-                kernels: "scalar".to_owned(),
-            },
-            text: Text {
-                name: "t.txt".to_owned(),
-                sha256: "0".to_owned(),
-                tokens: 9,
-            },
+            about: about(FORMAT, "2026-11-28"),
             sizes: Sizes::of(Mode::Quick),
             method,
             bits: family::BITS.to_vec(),

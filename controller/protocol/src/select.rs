@@ -71,6 +71,20 @@ pub enum Layers {
     Even,
     /// More to the first, less to the last (`PyramidKV`, arXiv 2406.02069); the total is the same.
     Pyramid,
+    /// To those whose rows score highest (`KVzip`, arXiv 2505.23416, section 4.1): heads of all layers compete. Only where
+    /// all layers are ranked at one time, and with heads adaptive.
+    Adaptive,
+}
+
+impl Layers {
+    /// Its name in a policy.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Even => "even",
+            Self::Pyramid => "pyramid",
+            Self::Adaptive => "adaptive",
+        }
+    }
 }
 
 /// How a layer's budget is spread over its KV heads.
@@ -226,14 +240,20 @@ impl Select {
                 )
             };
             if self.layers != Layers::Even {
-                return only("layers", &"\"pyramid\"", &allowed("even"));
+                return only("layers", &format!("\"{}\"", self.layers.name()), &allowed("even"));
             }
             if self.merge != Merge::None {
                 return only("merge", &format!("\"{}\"", self.merge.name()), &allowed("none"));
             }
         }
-        if let Some(layers) = self.skip_layers.filter(|_| self.layers == Layers::Pyramid) {
+        if let Some(layers) = self.skip_layers.filter(|_| self.layers != Layers::Even) {
             return only("skip_layers", &layers, "only with layers even");
+        }
+        if self.layers == Layers::Adaptive
+            && (self.method, self.heads) != (SelectMethod::Kvzip, Heads::Adaptive)
+        {
+            let allowed = "\"even\" or \"pyramid\"; \"adaptive\" only with method kvzip and heads adaptive";
+            return only("layers", &"\"adaptive\"", allowed);
         }
         if self.heads == Heads::Adaptive {
             self.own("heads", Some("adaptive"))?;
@@ -255,14 +275,15 @@ impl Select {
 }
 
 impl fmt::Display for Select {
-    /// For logs: `h2o 0.5`, `snapkv 0.5 pyramid adaptive d2o`.
+    /// For logs: `h2o 0.5`, `snapkv 0.5 pyramid adaptive d2o`, `kvzip 0.5 all-adaptive`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.method.name(), self.budget)?;
-        if self.layers == Layers::Pyramid {
-            f.write_str(" pyramid")?;
-        }
-        if self.heads == Heads::Adaptive {
-            f.write_str(" adaptive")?;
+        match (self.layers, self.heads) {
+            (Layers::Even, Heads::Even) => {}
+            (Layers::Even, Heads::Adaptive) => f.write_str(" adaptive")?,
+            (Layers::Pyramid, Heads::Even) => f.write_str(" pyramid")?,
+            (Layers::Pyramid, Heads::Adaptive) => f.write_str(" pyramid adaptive")?,
+            (Layers::Adaptive, _) => f.write_str(" all-adaptive")?,
         }
         if self.merge != Merge::None {
             write!(f, " {}", self.merge.name())?;
@@ -339,7 +360,7 @@ mod tests {
 
     #[test]
     fn fields_have_ranges() {
-        use SelectMethod::{Fastgen, KeyNorm, Keyformer, Snapkv};
+        use SelectMethod::{Fastgen, KeyNorm, Keyformer, Kvzip, Snapkv};
         for (method, rest) in [
             (Snapkv, r#", "window": 0"#),
             (Snapkv, r#", "window": 65"#),
@@ -352,6 +373,8 @@ mod tests {
             (Fastgen, r#", "recover": 1.01"#),
             (Snapkv, r#", "beta": 20"#),
             (Snapkv, r#", "layers": "pyramid", "beta": 1"#),
+            (Snapkv, r#", "layers": "adaptive", "heads": "adaptive""#),
+            (Kvzip, r#", "layers": "adaptive""#),
             (Snapkv, r#", "floor": 0.5"#),
             (Snapkv, r#", "heads": "adaptive", "floor": 1.5"#),
             (KeyNorm, r#", "layers": "pyramid", "skip_layers": 1"#),

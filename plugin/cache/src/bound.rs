@@ -5,7 +5,7 @@ use candle_core::DType;
 use cinch_hooks::LayerShape;
 use cinch_kernels::Layout;
 
-use crate::plan::{Place, Plan};
+use crate::plan::{Place, Plan, Won};
 use crate::project;
 use crate::quantize::Beside;
 use crate::select::moments;
@@ -30,7 +30,7 @@ pub(crate) struct Of<'a> {
 /// Most bytes that one layer holds of a sequence that has come to `tokens` tokens.
 pub(crate) fn layer(of: &Of<'_>, tokens: usize) -> usize {
     // Between two evictions rows gather that the next one drops.
-    let kept = match (of.plan.budget(of.place, tokens, 0), of.plan.interval()) {
+    let kept = match (of.plan.budget(of.place, tokens, 0, Won::EVEN), of.plan.interval()) {
         (Some(budget), Some(interval)) => (budget.total + interval).min(tokens),
         _ => tokens,
     };
@@ -71,8 +71,11 @@ fn holding(of: &Of<'_>, kept: usize, more: usize) -> usize {
         (
             full,
             kept.saturating_sub(targets.residual + targets.sinks.min(kept)),
-            // Of heads that hold more than others, some end in one more.
-            kept.div_ceil(smallest) * 2 + 4 + usize::from(plan.floor().is_some()) * 2,
+            // Of heads that hold more than others, some end in one more; and of layers, which are all counted as even.
+            kept.div_ceil(smallest) * 2
+                + 4
+                + usize::from(plan.floor().is_some()) * 2
+                + usize::from(plan.layers_compete()) * 2,
         )
     } else {
         let rows = targets.tail_capacity();

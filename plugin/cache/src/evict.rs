@@ -6,7 +6,7 @@ use cinch_hooks::HookError;
 use cinch_protocol::Merge;
 
 use crate::layer::Compaction;
-use crate::plan::{Place, Plan};
+use crate::plan::{Place, Plan, Won};
 use crate::project::Queries;
 use crate::quantize::{Beside, zipcache};
 use crate::select::adaptive::{self, Candidate};
@@ -25,6 +25,8 @@ pub(crate) struct Context<'a> {
     pub(crate) seen: usize,
     /// Tokens of the prompt, those to come included.
     pub(crate) prompt: usize,
+    /// What the layer has of an even one's budget.
+    pub(crate) won: Won,
     /// What logits are scaled by.
     pub(crate) scale: f32,
     /// The layer's scores, for a head that has none of its own.
@@ -47,7 +49,7 @@ pub(crate) struct Ranked {
     ranks: Vec<f32>,
     edges: Edges,
     kept: usize,
-    total: usize,
+    pub(crate) total: usize,
 }
 
 /// Whether rows of a head go that holds `own` of its layer's `all`, in so many heads.
@@ -61,7 +63,7 @@ pub(crate) fn over(plan: &Plan, budget: Option<Budget>, heads: usize, all: usize
 
 /// Ranks the rows of a head where some rows go.
 pub(crate) fn rank(head: &mut Head, plan: &Plan, context: &Context<'_>) -> Result<Option<Ranked>, HookError> {
-    let budget = plan.budget(context.place, context.seen, context.prompt);
+    let budget = plan.budget(context.place, context.seen, context.prompt, context.won);
     let Some((method, budget)) = plan.method().zip(budget) else {
         return Ok(None);
     };
@@ -115,7 +117,7 @@ pub(crate) fn rank(head: &mut Head, plan: &Plan, context: &Context<'_>) -> Resul
     Ok(Some(ranked))
 }
 
-/// Lets a layer's heads compete for its budget.
+/// Lets heads compete for the budgets of all of them together, which are the same.
 pub(crate) fn compete(heads: &mut [&mut Ranked], floor: f64) {
     let total = heads.first().map_or(0, |head| head.total);
     let candidates: Vec<Candidate<'_>> = heads

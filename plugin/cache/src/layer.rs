@@ -12,7 +12,7 @@ use cinch_kernels::Kernels;
 use cinch_protocol::Store;
 
 use crate::observe::Held;
-use crate::plan::{Place, Plan};
+use crate::plan::{Place, Plan, Won};
 use crate::quantize::{Beside, bits};
 use crate::rotary::Turns;
 use crate::select::{Statistics, moments};
@@ -42,6 +42,8 @@ pub(crate) struct Layer {
     pub(crate) pending: bool,
     /// `seen` at the last eviction; 0: none yet. No way back before it.
     pub(crate) evicted_at: usize,
+    /// What it has of an even layer's budget, where layers competed.
+    pub(crate) won: Won,
     /// Tokens since eviction was last considered.
     pub(crate) since: usize,
     /// Tokens decoded since the last prefill.
@@ -100,6 +102,7 @@ impl Layer {
             targets: plan.targets(place, dtype),
             pending: false,
             evicted_at: 0,
+            won: Won::EVEN,
             since: 0,
             decoded: 0,
             held: false,
@@ -139,6 +142,7 @@ impl Layer {
         self.pending = true;
         if before.policy.select != plan.policy.select {
             self.heads.iter_mut().for_each(|head| head.profile = None);
+            self.won = Won::EVEN;
         }
         if plan.head_scores() {
             self.split_scores(ledger, group as f32);
@@ -276,6 +280,7 @@ impl Layer {
             targets: self.targets,
             pending: self.pending,
             evicted_at: self.evicted_at,
+            won: self.won,
             since: self.since,
             decoded: self.decoded,
             held: false,

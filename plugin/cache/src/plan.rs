@@ -60,6 +60,23 @@ pub(crate) struct Place {
     pub(crate) layers: usize,
 }
 
+/// What a layer has of an even layer's budget, since layers competed for it: a quotient of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Won {
+    pub(crate) rows: usize,
+    pub(crate) of: usize,
+}
+
+impl Won {
+    /// As much as any.
+    pub(crate) const EVEN: Self = Self { rows: 1, of: 1 };
+
+    /// Rounded down, so that all layers together have no more than their budgets.
+    fn of(self, even: usize) -> usize {
+        even * self.rows / self.of.max(1)
+    }
+}
+
 /// A policy ready to be applied. `id` is unique in a plugin and grows: the epoch of retunes.
 pub(crate) struct Plan {
     pub(crate) id: u64,
@@ -88,6 +105,8 @@ struct SelectPlan {
     beta: Option<u32>,
     /// What each head keeps at least, where heads compete.
     floor: Option<f64>,
+    /// Whether those of all layers do.
+    layers_compete: bool,
     merge: Merge,
     /// What draws of a merge come from.
     seed: u32,
@@ -107,6 +126,7 @@ impl Plan {
             }) as usize,
             beta: (select.layers == Layers::Pyramid).then(|| select.beta.unwrap_or(DEFAULT_BETA)),
             floor: (select.heads == Heads::Adaptive).then(|| select.floor.unwrap_or(DEFAULT_FLOOR)),
+            layers_compete: select.layers == Layers::Adaptive,
             merge: select.merge,
             seed: select.seed.unwrap_or(0),
             recent: select.recent as usize,
@@ -148,8 +168,9 @@ impl Plan {
     }
 
     /// How many rows stay in a layer of `seen` tokens; `None`: all. A prompt that comes in chunks and is `prompt` tokens in
-    /// all gets its whole budget from the first chunk on: what later chunks attend to goes only when there is no room.
-    pub(crate) fn budget(&self, place: Place, seen: usize, prompt: usize) -> Option<Budget> {
+    /// all gets its whole budget from the first chunk on: what later chunks attend to goes only when there is no room. Of a
+    /// layer that won or lost against others, `won` is what it has of an even one.
+    pub(crate) fn budget(&self, place: Place, seen: usize, prompt: usize, won: Won) -> Option<Budget> {
         let select = self.evicting()?;
         if place.layer < select.skip_layers {
             return None;
@@ -164,6 +185,10 @@ impl Plan {
         if let Some(beta) = select.beta {
             budget.total = pyramid::rows(budget, place, seen, beta);
         }
+        if select.layers_compete {
+            let least = (self.sinks + select.recent).min(seen);
+            budget.total = won.of(budget.total).clamp(least, seen);
+        }
         budget.recent = budget
             .recent
             .max(budget.total * select.method.recent_percent() / 100);
@@ -173,6 +198,11 @@ impl Plan {
     /// What each head keeps of the budget at least, where heads compete for it.
     pub(crate) fn floor(&self) -> Option<f64> {
         self.select.as_ref()?.floor
+    }
+
+    /// Whether heads of all layers compete.
+    pub(crate) fn layers_compete(&self) -> bool {
+        self.select.as_ref().is_some_and(|select| select.layers_compete)
     }
 
     /// What becomes of evicted rows, and what its draws come from.

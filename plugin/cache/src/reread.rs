@@ -2,6 +2,7 @@
 //!
 //! Invariants: rows of it are seen by no one but itself, and none is left behind; a layer that is in it keeps its plan.
 
+use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use cinch_hooks::{ExtraPass, HookError};
@@ -12,7 +13,7 @@ use crate::attend::spread;
 use crate::evict::{self, Context, Ranked, compact, rank};
 use crate::layer::{Compaction, Layer};
 use crate::observe::relative_error;
-use crate::plan::Plan;
+use crate::plan::{Plan, Won};
 use crate::project::Queries;
 use crate::registry::lock;
 use crate::sequence::Sequence;
@@ -78,25 +79,62 @@ impl Sequence {
     /// It is over: its rows go, and then those of the prompt that it found least in.
     pub(crate) fn close_pass(&self) -> Result<(), HookError> {
         self.hold(false);
-        let close = |index: usize| {
+        let ranked = Mutex::new(self.layers.iter().map(|_| None).collect::<Vec<_>>());
+        self.each_layer(|index| {
             let mut layer = lock(&self.layers[index]);
-            let settled = if layer.end_pass() && self.plan(&layer).rereads().is_some() {
+            if layer.end_pass() && self.plan(&layer).rereads().is_some() {
                 self.catch_up(&mut layer);
-                settle(&mut layer)?
-            } else {
-                // Whatever the plan is by now, the next token finds that it is due.
-                Settled::default()
-            };
+                let heads = ranks(&mut layer)?;
+                lock(&ranked)[index] = Some(heads);
+            }
+            Ok(())
+        })?;
+        self.compete(&mut lock(&ranked));
+        self.each_layer(|index| {
+            let mut layer = lock(&self.layers[index]);
+            let ranked = lock(&ranked)[index].take();
+            // Without, whatever the plan is by now, the next token finds that it is due.
+            let settled = ranked.map_or(Ok(Settled::default()), |ranked| settle(&mut layer, ranked))?;
             layer.probes = None;
             self.gauge(index, &layer);
             drop(layer);
             report(&self.core, &[self], &[settled]);
             Ok(())
-        };
-        if self.core.settings.serial {
-            return (0..self.layers.len()).try_for_each(close);
+        })
+    }
+
+    /// Lets the heads of all layers compete whose plan says so, and layers remember how they came out.
+    fn compete(&self, ranked: &mut [Option<Heads>]) {
+        let mut heads = Vec::new();
+        let mut won = Vec::new();
+        for (layer, ranked) in self.layers.iter().zip(ranked) {
+            let plan = lock(layer).plan.clone();
+            if let Some((ranked, floor)) = ranked
+                .as_mut()
+                .zip(plan.floor())
+                .filter(|_| plan.layers_compete())
+            {
+                let from = heads.len();
+                heads.extend(ranked.iter_mut().flatten());
+                won.push((layer, from..heads.len(), floor));
+            }
         }
-        spread(self.layers.len(), close)
+        let (Some((.., floor)), Some(even)) = (won.first(), heads.first().map(|head| head.total)) else {
+            return;
+        };
+        evict::compete(&mut heads, *floor);
+        for (layer, own, _) in &won {
+            let rows = heads[own.clone()].iter().map(|head| head.total).sum();
+            let of = even * own.len();
+            lock(layer).won = Won { rows, of };
+        }
+    }
+
+    fn each_layer(&self, f: impl Fn(usize) -> Result<(), HookError> + Sync) -> Result<(), HookError> {
+        if self.core.settings.serial {
+            return (0..self.layers.len()).try_for_each(f);
+        }
+        spread(self.layers.len(), f)
     }
 
     /// Takes over a plan that has come since its last step.
@@ -109,33 +147,46 @@ impl Sequence {
     }
 }
 
-/// Evicts and packs, as a step would.
-fn settle(layer: &mut Layer) -> Result<Settled, HookError> {
-    let plan = layer.plan.clone();
-    let budget = plan.budget(layer.place, layer.seen, layer.prompt);
+/// A layer's heads; `None`: nothing of it goes.
+type Heads = Vec<Option<Ranked>>;
+
+fn contexts(layer: &Layer) -> Vec<Context<'static>> {
+    let plan = &layer.plan;
+    let budget = plan.budget(layer.place, layer.seen, layer.prompt, layer.won);
     let (heads, all) = (layer.heads.len(), layer.heads.iter().map(Head::kept).sum());
     let scale = layer.probes.as_ref().map_or(1.0, |held| held.heads.scale);
-    let context = |kv: usize, own: usize| Context {
+    let context = |(kv, head): (usize, &Head)| Context {
         place: layer.place,
         kv,
         seen: layer.seen,
         prompt: layer.prompt,
+        won: layer.won,
         scale,
         layer_scores: &[],
-        over: evict::over(&plan, budget, heads, all, own),
+        over: evict::over(plan, budget, heads, all, head.kept()),
         prefilled: true,
     };
-    let contexts: Vec<Context<'_>> = (layer.heads.iter().enumerate())
-        .map(|(kv, head)| context(kv, head.kept()))
-        .collect();
-    let mut ranked = Vec::with_capacity(heads);
-    for (head, context) in layer.heads.iter_mut().zip(&contexts) {
-        ranked.push(rank(head, &plan, context)?);
-    }
-    if let Some(floor) = plan.floor() {
+    layer.heads.iter().enumerate().map(context).collect()
+}
+
+/// Ranks the rows of each head; those of a layer compete here, if not with those of others.
+fn ranks(layer: &mut Layer) -> Result<Heads, HookError> {
+    layer.won = Won::EVEN;
+    let (plan, contexts) = (layer.plan.clone(), contexts(layer));
+    let heads = layer.heads.iter_mut().zip(&contexts);
+    let mut ranked = heads
+        .map(|(head, context)| rank(head, &plan, context))
+        .collect::<Result<Heads, _>>()?;
+    if let Some(floor) = plan.floor().filter(|_| !plan.layers_compete()) {
         let mut ranked: Vec<&mut Ranked> = ranked.iter_mut().flatten().collect();
         evict::compete(&mut ranked, floor);
     }
+    Ok(ranked)
+}
+
+/// Evicts and packs, as a step would.
+fn settle(layer: &mut Layer, ranked: Heads) -> Result<Settled, HookError> {
+    let (plan, contexts, heads) = (layer.plan.clone(), contexts(layer), layer.heads.len());
     let what = Compaction {
         evict: true,
         pack: true,

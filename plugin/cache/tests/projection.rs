@@ -5,6 +5,7 @@
 mod common;
 
 use cinch_cache::Plugin;
+use cinch_hooks::CachePolicy;
 use common::single::*;
 use common::*;
 

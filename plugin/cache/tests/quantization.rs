@@ -6,6 +6,7 @@
 mod common;
 
 use cinch_cache::BlockView;
+use cinch_hooks::CachePolicy;
 use common::single::*;
 use common::*;
 

@@ -6,7 +6,7 @@
 mod common;
 
 use cinch_cache::{Pairing, Plugin, Rotary, RotaryLayers};
-use cinch_hooks::ForkRole;
+use cinch_hooks::{CachePolicy, ForkRole};
 use common::single::*;
 use common::*;
 

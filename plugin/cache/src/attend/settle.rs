@@ -81,13 +81,16 @@ pub(crate) fn settle(
             kv: 0,
             seen: layer.seen + fresh,
             prompt: layer.prompt,
+            won: layer.won,
             scale: step.heads.scale,
             layer_scores: layer.scores.as_ref().map_or(&[], Column::as_slice),
             over: false,
             prefilled: fresh > 1 && layer.seen + fresh >= layer.prompt,
         };
         let stored = if fresh > 1 { fresh } else { 0 };
-        let budget = layer.plan.budget(layer.place, context.seen, context.prompt);
+        let budget = layer
+            .plan
+            .budget(layer.place, context.seen, context.prompt, layer.won);
         let heads = layer.heads.len();
         let kept: usize = layer.heads.iter().map(|head| head.kept() + stored).sum();
         for (kv, head) in layer.heads.iter_mut().enumerate() {

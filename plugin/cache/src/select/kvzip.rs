@@ -8,8 +8,9 @@
 //! What differs from the paper: weights are shares of everything a query attends to, the prompt's other parts included, where
 //! the paper leaves those out of a part's softmax; and all parts' queries count, not only those of a row's own part. The
 //! prompt is repeated as it is, its chat template included, with the instruction as plain text behind it and no turn of its own.
-//! The paper lets the heads of all layers compete; here those of a layer may (`heads = "adaptive"`), and `layers` spreads the
-//! budget over layers. Decoded tokens, which the paper keeps, compete with the prompt's: their score, and from then on
+//! The paper lets the heads of all layers compete (section 4.1), which is `heads = "adaptive"` with `layers = "adaptive"`: when
+//! the second reading is over, layers are given what their rows are worth, and keep that share of the budget until the next
+//! turn. Decoded tokens, which the paper keeps, compete with the prompt's: their score, and from then on
 //! everyone's, is raised by the weight that a decoded token gives, of every eighth one. A later turn's prompt is read again as a
 //! whole: what is still there of earlier turns is ranked anew.
 //!

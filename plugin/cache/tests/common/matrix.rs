@@ -81,6 +81,11 @@ pub(crate) fn policies() -> Vec<(&'static str, Policy)> {
             r#"{"select": {"method": "kvzip", "budget": 0.4, "recent": 16, "interval": 8}}"#,
         ),
         (
+            "kvzip all-adaptive",
+            r#"{"select": {"method": "kvzip", "budget": 0.4, "recent": 16, "interval": 8, "heads": "adaptive",
+                "layers": "adaptive"}}"#,
+        ),
+        (
             "kvzip adaptive×k8v4",
             r#"{"select": {"method": "kvzip", "budget": 0.4, "recent": 16, "interval": 8, "heads": "adaptive"},
                 "quantize": {"k_bits": 8, "v_bits": 4, "residual": 16}}"#,
@@ -332,6 +337,18 @@ pub(crate) fn check_budget(policy: &Policy, layers: &[LayerView], total: usize, 
         assert_eq!(all, layers.len() * heads * (total + since), "{kept:?}");
         let sums: Vec<usize> = kept.iter().map(|heads| heads.iter().sum()).collect();
         assert!(sums.is_sorted_by(|a, b| a >= b), "{kept:?}");
+        return;
+    }
+    if select.is_some_and(|select| select.layers == Layers::Adaptive) {
+        // A head's share of what its layer won is rounded down.
+        let (all, most): (usize, usize) = (
+            kept.iter().flatten().sum(),
+            layers.len() * heads * (total + since),
+        );
+        assert!(
+            all <= most && all + layers.len() * heads >= most,
+            "{kept:?}, not {total} + {since}"
+        );
         return;
     }
     for kept in kept {

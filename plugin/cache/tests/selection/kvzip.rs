@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cinch_cache::{LayerView, Plugin};
 use cinch_hooks::{CachePolicy, ForkRole, SequenceInfo};
-use cinch_protocol::Policy;
+use cinch_protocol::{Layers, Policy};
 
 use crate::common::matrix::check;
 use crate::common::*;
@@ -70,6 +70,8 @@ fn rows_rank_by_a_second_reading() {
         r#""budget": 1.0"#,
         r#""budget": 0.4, "heads": "adaptive""#,
         r#""budget": 0.4, "heads": "adaptive", "floor": 0.0, "layers": "pyramid""#,
+        r#""budget": 0.4, "heads": "adaptive", "layers": "adaptive""#,
+        r#""budget": 0.3, "heads": "adaptive", "layers": "adaptive", "floor": 0.0, "sinks": 0"#,
         r#""budget": 0.5, "layers": "pyramid", "merge": "d2o""#,
         r#""budget": 0.5, "merge": "cam""#,
     ] {
@@ -100,8 +102,12 @@ fn rows_rank_by_a_second_reading() {
             }
             seq[0].cache.end_pass().unwrap();
             let layers = check_invariants(&plugin, &seq[0]);
-            for (oracle, layer) in oracles.iter_mut().zip(&layers) {
-                oracle.release(&select, &Given::of(layer, 0.0));
+            if select.layers == Layers::Adaptive {
+                Layer::release_all(&mut oracles, &select);
+            } else {
+                for (oracle, layer) in oracles.iter_mut().zip(&layers) {
+                    oracle.release(&select, &Given::of(layer, 0.0));
+                }
             }
             compare(&oracles, &layers, &format!("{rest}, turn {turn}"));
             for _ in 0..30 {
@@ -236,10 +242,11 @@ fn it_goes_with_everything_and_stays_in_its_bound() {
         r#", "project": {"method": "minicache", "first_layer": 0}"#,
         r#", "project": {"method": "merge_heads", "similarity": 0.0}"#,
     ] {
-        for heads in ["even", "adaptive"] {
-            println!("{heads}{rest}");
+        for (heads, layers) in [("even", "even"), ("adaptive", "even"), ("adaptive", "adaptive")] {
+            println!("{heads} {layers}{rest}");
             let policy = policy(&format!(
-                r#"{{"select": {{"method": "kvzip", "budget": 0.5, "recent": 16, "interval": 8, "heads": "{heads}"}}{rest}}}"#
+                r#"{{"select": {{"method": "kvzip", "budget": 0.5, "recent": 16, "interval": 8, "heads": "{heads}",
+                    "layers": "{layers}"}}{rest}}}"#
             ));
             let plugin = plugin(policy.clone());
             let mut seq = begin(&plugin, 4, 700);

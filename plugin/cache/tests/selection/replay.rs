@@ -58,6 +58,8 @@ pub(crate) struct Layer {
     decoded: usize,
     /// What a prompt leaves waits for its second reading.
     pub(crate) held: bool,
+    /// Rows that it got where layers competed, and those of an even layer.
+    won: (usize, usize),
 }
 
 impl Layer {
@@ -80,6 +82,7 @@ impl Layer {
             since: 0,
             decoded: 0,
             held: false,
+            won: (1, 1),
         }
     }
 
@@ -169,6 +172,49 @@ impl Layer {
     pub(crate) fn release(&mut self, select: &Select, given: &Given) {
         self.held = false;
         self.evict(select, true, given);
+    }
+
+    /// The second reading is over for all layers, whose heads compete: the lowest row of any goes, but of heads at their
+    /// floor.
+    pub(crate) fn release_all(layers: &mut [Self], select: &Select) {
+        for layer in layers.iter_mut() {
+            (layer.held, layer.won) = (false, (1, 1));
+        }
+        let even = layers[0].budget(select);
+        let floor = (even as f64 * select.floor.unwrap_or(0.2)) as usize;
+        let heads: usize = layers.iter().map(|layer| layer.heads.len()).sum();
+        let all = |layers: &[Self]| -> usize {
+            layers
+                .iter()
+                .flat_map(|layer| &layer.heads)
+                .map(|head| head.rows.len())
+                .sum()
+        };
+        while all(layers) > even * heads {
+            let mut lowest: Option<(f64, usize, usize, usize)> = None;
+            for (l, layer) in layers.iter().enumerate() {
+                let open = layer
+                    .heads
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, head)| head.rows.len() > floor);
+                for (kv, head) in open {
+                    for (i, row) in head.rows.iter().enumerate() {
+                        let stays =
+                            row.position < select.sinks || row.position + select.recent >= layer.seen as u32;
+                        if !stays && lowest.is_none_or(|lowest| row.score < lowest.0) {
+                            lowest = Some((row.score, l, kv, i));
+                        }
+                    }
+                }
+            }
+            let (_, l, kv, i) = lowest.unwrap();
+            layers[l].heads[kv].rows.remove(i);
+        }
+        for layer in layers {
+            let rows = layer.heads.iter().map(|head| head.rows.len()).sum();
+            layer.won = (rows, even * layer.heads.len());
+        }
     }
 
     /// Softmax weights of a query over all rows but the last `unseen`.
@@ -283,8 +329,13 @@ impl Layer {
         let percent = (select.budget * 100.0).round() as usize;
         let share = (percent * self.seen).div_ceil(100);
         let mean = share.max((select.sinks + select.recent) as usize).min(self.seen);
-        if select.layers == Layers::Even {
-            return mean;
+        match select.layers {
+            Layers::Even => return mean,
+            Layers::Adaptive => {
+                let least = ((select.sinks + select.recent) as usize).min(self.seen);
+                return (mean * self.won.0 / self.won.1).max(least);
+            }
+            Layers::Pyramid => {}
         }
         // Two layers: what the first gets above the mean, the last gets below it.
         assert_eq!(self.model.layers, 2);

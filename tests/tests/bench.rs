@@ -140,7 +140,7 @@ fn options_that_cannot_be() {
     for (options, wanted) in [
         (
             ["--policies", "int5"],
-            "field `--policies`: given int5, allowed off, a level of the ladder (full, int8",
+            "field `--policies`: given int5, allowed off, int8, int4, int3, int2, a level of the ladder (full, ",
         ),
         (
             ["--contexts", "8190"],

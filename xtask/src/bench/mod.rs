@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Prompt lengths of single requests. 512 is one chunk of a prefill: what the bound on memory is made of.
     #[arg(long, default_value = "64,512,2048,8000", value_name = "N,N,…")]
     contexts: String,
-    /// Names of ladder levels, policies spelled out, or off.
+    /// Names of ladder levels, int8, int4, int3 or int2, policies spelled out, or off.
     #[arg(long, value_name = "NAME,{…},…")]
     policies: Option<String>,
     /// Requests at once.

@@ -17,8 +17,8 @@ pub struct Options {
     /// Prompt lengths of single requests, in tokens.
     #[arg(long, default_value = "64,2048,8000", value_name = "N,N,…")]
     pub contexts: String,
-    /// What to compress with: names of ladder levels, policies spelled out as in a configuration file, or off:
-    /// mistral.rs' own cache.
+    /// What to compress with: names of ladder levels, int8, int4, int3 or int2, policies spelled out as in a
+    /// configuration file, or off: mistral.rs' own cache.
     #[arg(long, default_value = "off,full,int8,int4", value_name = "NAME,{…},…")]
     pub policies: String,
     /// Requests at once. 1 runs each of the contexts; more run prompts of mixed lengths.
@@ -165,6 +165,9 @@ fn numbers(field: &str, given: &str, most: usize) -> Result<Vec<usize>, FieldFau
     Ok(numbers)
 }
 
+/// Names of quantization with nothing else, whatever the ladder has.
+const PLAIN: [(&str, u8); 4] = [("int8", 8), ("int4", 4), ("int3", 3), ("int2", 2)];
+
 fn policies(given: &str, ladder: &LadderFile) -> Result<Vec<System>, FieldFault> {
     let names: Vec<&str> = ladder.level.iter().map(|level| level.name.as_str()).collect();
     let mut systems: Vec<System> = Vec::new();
@@ -173,6 +176,9 @@ fn policies(given: &str, ladder: &LadderFile) -> Result<Vec<System>, FieldFault>
             (part.to_owned(), "kv.plugin=off".to_owned())
         } else if let Some(level) = names.iter().position(|name| *name == part) {
             (part.to_owned(), format!("class.default.level={level}"))
+        } else if let Some((_, bits)) = PLAIN.iter().find(|(name, _)| *name == part) {
+            let set = format!("class.default.policy={{ quantize = {{ k_bits = {bits}, v_bits = {bits} }} }}");
+            (part.to_owned(), set)
         } else if part.starts_with('{') {
             (
                 policy(part)?.to_string(),
@@ -180,7 +186,8 @@ fn policies(given: &str, ladder: &LadderFile) -> Result<Vec<System>, FieldFault>
             )
         } else {
             let allowed = format!(
-                "off, a level of the ladder ({}) or a policy {{ … }}",
+                "off, {}, a level of the ladder ({}) or a policy {{ … }}",
+                PLAIN.map(|(name, _)| name).join(", "),
                 names.join(", ")
             );
             let part = if part.is_empty() { "nothing" } else { part };
@@ -300,7 +307,9 @@ mod tests {
         );
         assert_eq!(
             checked.systems[1].run,
-            Runner::Cinch(vec!["class.default.level=3".into()])
+            Runner::Cinch(vec![
+                "class.default.policy={ quantize = { k_bits = 4, v_bits = 4 } }".into()
+            ])
         );
         assert_eq!(
             checked.systems[2].run,
@@ -346,7 +355,7 @@ mod tests {
             (|o| o.rounds = 0, "field `--rounds`: given 0, allowed 1 to 100"),
             (
                 |o| o.policies = "int5".into(),
-                "field `--policies`: given int5, allowed off, a level of the ladder (full, int8,",
+                "field `--policies`: given int5, allowed off, int8, int4, int3, int2, a level of the ladder (full, k8-v8,",
             ),
             (
                 |o| o.policies = "full,full".into(),

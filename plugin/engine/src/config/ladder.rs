@@ -169,7 +169,25 @@ fn is_date(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const FILE: &str = include_str!("../../../../configs/ladders/smollm2-135m-instruct.toml");
+    const FILE: &str = r#"
+model = "SmolLM2-135M-Instruct"
+measured = "2026-11-24"
+
+[[level]]
+name = "full"
+policy = { store = "full" }
+bytes_ratio = 1.0
+
+[[level]]
+name = "int8"
+policy = { quantize = { k_bits = 8, v_bits = 8 } }
+bytes_ratio = 0.573
+
+[[level]]
+name = "h2o-half-int4"
+policy = { select = { method = "h2o", budget = 0.5 }, quantize = { k_bits = 4, v_bits = 4 } }
+bytes_ratio = 0.182
+"#;
 
     fn refused(from: &str, to: &str) -> String {
         assert!(FILE.contains(from), "{from}");
@@ -183,8 +201,14 @@ mod tests {
     #[test]
     fn the_file_is_right() {
         let ladder = parse(FILE, "x.toml").unwrap();
-        assert_eq!(ladder.level.len(), 6);
+        assert_eq!(ladder.level.len(), 3);
         assert_eq!(ladder.level[0].bytes_ratio, 1.0);
+        // What comes with the program: levels that are worth controlling with, of measured figures.
+        let demo = include_str!("../../../../configs/ladders/smollm2-135m-instruct.toml");
+        let demo = parse(demo, "x.toml").unwrap();
+        assert!((5..=9).contains(&demo.level.len()));
+        assert!(demo.fingerprint.is_some() && demo.prompt_tokens.is_some());
+        assert!(demo.level.iter().all(|level| level.figures.is_some()));
     }
 
     #[test]
@@ -213,12 +237,12 @@ mod tests {
             (
                 "bytes_ratio = 0.182\n",
                 "bytes_ratio = nan\n",
-                "field `level[5].bytes_ratio`: given ",
+                "field `level[2].bytes_ratio`: given ",
             ),
             (
                 "bytes_ratio = 0.182\n",
                 "bytes_ratio = 0.0\n",
-                "field `level[5].bytes_ratio`: given 0, allowed over 0 and under ",
+                "field `level[2].bytes_ratio`: given 0, allowed over 0 and under ",
             ),
             (
                 "bytes_ratio = 0.573",

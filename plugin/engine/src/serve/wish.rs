@@ -162,7 +162,13 @@ mod tests {
                 "default",
                 "batch, as in",
             ),
-            (None, json!({"cinch": {"level": 6}}), "cinch.level", "6", "0 to 5"),
+            (
+                None,
+                json!({"cinch": {"level": 99}}),
+                "cinch.level",
+                "99",
+                "0 to ",
+            ),
             (
                 None,
                 json!({"cinch": {"lvl": 1}}),
@@ -186,10 +192,10 @@ mod tests {
             ),
             (
                 None,
-                json!({"cinch": {"ratio": 9}}),
+                json!({"cinch": {"ratio": 99}}),
                 "cinch.ratio",
-                "9",
-                "1.0 to 5.49",
+                "99",
+                "1.0 to ",
             ),
             (
                 None,

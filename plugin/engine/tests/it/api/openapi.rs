@@ -93,6 +93,18 @@ async fn openapi_schemas_are_the_wire_types() {
     assert_eq!(schema("Select"), keys(&policy["select"]));
     assert_eq!(schema("Project"), keys(&policy["project"]));
     assert_eq!(schema("Quantize"), keys(&policy["quantize"]));
+    let documented = include_str!("../../../../../docs/policy-fields.md");
+    for (part, name) in [
+        ("select", "Select"),
+        ("project", "Project"),
+        ("quantize", "Quantize"),
+    ] {
+        let (_, section) = documented.split_once(&format!("## `{part}`")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        for field in schema(name) {
+            assert!(section.contains(&format!("\n| `{field}` | ")), "{part}.{field}");
+        }
+    }
     let lease = r#"{"level": 1, "fence": {"holder": "a", "epoch": 1}, "ttl_seconds": 60}"#;
     let change = serde_json::from_str::<cinch_protocol::PolicyChange>(lease).unwrap();
     let change = serde_json::to_value(cinch_protocol::PolicyChange {

@@ -143,28 +143,40 @@ async fn if_match_guards_against_a_change_in_between() {
 async fn a_ratio_is_the_mildest_level_that_reaches_it() {
     let router = router(app(&["class.night={ ratio = 3.0 }"]));
     let configured = call(&router, "GET", "/v1/policies/night", "").await.json();
+    let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
+    let reaches: Vec<f64> = ladder["levels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|level| 1.0 / level["bytes_ratio"].as_f64().unwrap())
+        .collect();
+    let level_of = |ratio: f64| reaches.iter().position(|reaches| *reaches >= ratio).unwrap();
+    let three = level_of(3.0);
     assert_eq!(
         (&configured["level"], &configured["configured_level"]),
-        (&json!(3), &json!(3))
+        (&json!(three), &json!(three))
     );
-    let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
-    assert_eq!(configured["policy"], ladder["levels"][3]["policy"]);
-    for (ratio, level) in [("1", 0_usize), ("1.5", 1), ("2.0", 2), ("4.0", 4), ("5.49", 5)] {
-        let body = format!("{{\"ratio\": {ratio}}}");
-        let put = call(&router, "PUT", "/v1/policies/night", &body).await;
-        assert_eq!(put.status, 200, "{}", put.text);
-        let wanted = &ladder["levels"][level];
-        assert!(1.0 / wanted["bytes_ratio"].as_f64().unwrap() >= ratio.parse::<f64>().unwrap());
-        assert_eq!(
-            (&put.json()["level"], &put.json()["policy"]),
-            (&json!(level), &wanted["policy"])
-        );
+    assert_eq!(configured["policy"], ladder["levels"][three]["policy"]);
+    // Each level's own ratio, cut where rounding can't undo it, is that level's; just above, the next one's.
+    for (level, reaches) in reaches.iter().enumerate() {
+        for (ratio, wanted) in [(reaches * 0.999, level), (reaches * 1.001, level + 1)] {
+            let (ratio, Some(policy)) = (ratio.max(1.0), ladder["levels"].get(wanted)) else {
+                continue;
+            };
+            let body = format!("{{\"ratio\": {ratio}}}");
+            let put = call(&router, "PUT", "/v1/policies/night", &body).await;
+            assert_eq!(put.status, 200, "{}", put.text);
+            assert_eq!(
+                (&put.json()["level"], &put.json()["policy"]),
+                (&json!(wanted), &policy["policy"])
+            );
+        }
     }
     let lease = r#"{"ratio": 2.0, "fence": {"holder": "a", "epoch": 1}, "ttl_seconds": 60}"#;
     call(&router, "DELETE", "/v1/policies/night", "").await;
     let leased = call(&router, "PUT", "/v1/policies/night", lease).await.json();
     assert_eq!(
         (&leased["origin"], &leased["level"]),
-        (&json!("lease"), &json!(2))
+        (&json!("lease"), &json!(level_of(2.0)))
     );
 }

@@ -122,8 +122,8 @@ mod tests {
         .unwrap();
         assert_eq!((wish.class.as_str(), wish.choice.level), ("batch", Some(1)));
         assert_eq!(body, json!({"prompt": "x"}), "the engine does not get to see it");
-        let (wish, _) = take(&[], Some("batch"), json!({"cinch": {"ratio": 4.0}})).unwrap();
-        assert_eq!((wish.class.as_str(), wish.choice.level), ("batch", Some(4)));
+        let (wish, _) = take(&[], Some("batch"), json!({"cinch": {"ratio": 1.5}})).unwrap();
+        assert_eq!((wish.class.as_str(), wish.choice.level), ("batch", Some(1)));
         assert!(wish.own, "a ratio is a wish of its own");
         let policy = json!({"select": {"method": "h2o", "budget": 0.5}});
         let (wish, _) = take(

@@ -97,6 +97,7 @@ fn a_port_in_use_ends_it() {
             "serve",
             &[
                 format!("model.file={}", file.display()),
+                "ladder.allow_other_model=true".into(),
                 format!("{field}={address}"),
                 format!("{other}=127.0.0.1:0"),
             ],
@@ -118,6 +119,7 @@ fn a_model_that_does_not_load_ends_it() {
         "serve",
         &[
             format!("model.file={}", file.display()),
+            "ladder.allow_other_model=true".into(),
             "server.listen=127.0.0.1:0".into(),
             "api.listen=127.0.0.1:0".into(),
         ],

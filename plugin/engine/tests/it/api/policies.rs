@@ -14,7 +14,8 @@ async fn policies_are_read_set_and_given_back() {
     assert_eq!(before.json()["origin"], "config");
     let put = call(&router, "PUT", "/v1/policies/batch", r#"{"level": 4}"#).await;
     assert_eq!(put.status, 200, "{}", put.text);
-    assert_eq!(put.json()["policy"]["select"]["method"], "h2o");
+    let ladder = call(&router, "GET", "/v1/ladder", "").await.json();
+    assert_eq!(put.json()["policy"], ladder["levels"][4]["policy"]);
     assert_eq!(put.json()["origin"], "api");
     assert_ne!(put.etag, before.etag);
     let now = call(&router, "GET", "/v1/policies/batch", "").await;

@@ -15,11 +15,10 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::exp::{LN2_HIGH, LN2_LOW, POLYNOMIAL};
-use crate::KernelError;
-use crate::Layout;
 use crate::generic::decode::{KeyCodes, ValueCodes};
 use crate::generic::entries;
 use crate::simd::{LANES, Simd};
+use crate::{KernelError, Layout};
 
 /// The proof that this CPU has the instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -139,12 +138,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sum(self, v: V) -> f32 {
         // SAFETY: see above.
-        unsafe {
-            let x = _mm256_add_ps(v[0], v[1]);
-            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
-        }
+        unsafe { super::lanes(_mm256_add_ps(v[0], v[1])) }
     }
     #[inline(always)]
     fn sums(self, v: [V; 4]) -> [f32; 4] {
@@ -163,12 +157,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn top(self, v: V) -> f32 {
         // SAFETY: see above.
-        unsafe {
-            let x = _mm256_max_ps(v[0], v[1]);
-            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
-        }
+        unsafe { largest(_mm256_max_ps(v[0], v[1])) }
     }
     #[inline(always)]
     fn bottom(self, v: V) -> f32 {
@@ -320,12 +309,4 @@ fn largest(x: __m256) -> f32 {
     let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn sum(x: __m256) -> f32 {
-    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }

@@ -7,12 +7,13 @@
 //! is at most about 0.5 steps · √64 rows · a standard deviation of codes: 0.07 of a scale for int4 and a
 //! block whose heaviest row weighs 1, where the codes' own rounding is 0.29 of a scale for that one row alone.
 
+use super::query::LARGEST;
 use crate::generic::decode::BLOCK;
 
 /// Steps in a block's heaviest row, of one byte: rounded up, it still is one.
 pub(super) const BYTE: f32 = 254.0;
-/// The same of two bytes: the most that fits two of which the lower is signed.
-pub(super) const WORD: f32 = (127 * 256 + 127) as f32;
+/// The same of two bytes.
+pub(super) const WORD: f32 = LARGEST[1];
 
 /// What is added to each row of a block before its weight is rounded down to a byte: multiples of the golden ratio, whose
 /// fractions are evenly spread over any run of rows (Weyl's sequence).

@@ -5,9 +5,10 @@
 
 use std::arch::x86_64::*;
 
+use super::super::lanes;
 use super::super::query::{COLUMNS, LARGEST, scaled_fits_one_byte};
 use super::keys::{Int2, Int3, Int4, Int8, KEYS, Tiled};
-use super::{Avx2, largest, sum};
+use super::{Avx2, largest};
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, KeyCodes};
 use crate::layout::{CHANNEL_TILE, TILE, channel_scale};
@@ -220,7 +221,7 @@ unsafe fn scale<G: Tiled>(q: &[f32], tile: &[u8], dim: usize, to: &mut Scaled) {
             top = _mm256_max_ps(top, _mm256_andnot_ps(sign, x));
             _mm256_storeu_ps(to.values[c..c + EIGHT].as_mut_ptr(), x);
         }
-        (to.top, to.norm, to.rest) = (largest(top), sum(norm), sum(zero));
+        (to.top, to.norm, to.rest) = (largest(top), lanes(norm), lanes(zero));
     }
 }
 
@@ -261,6 +262,6 @@ unsafe fn round(scaled: &mut Scaled, middle: f32, dim: usize, wide: bool) {
                 _mm256_storeu_si256(scaled.bytes[c / 4..][..8].as_mut_ptr().cast(), bytes);
             }
         }
-        scaled.rest += sum(lost) * middle * step;
+        scaled.rest += lanes(lost) * middle * step;
     }
 }

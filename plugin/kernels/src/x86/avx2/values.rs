@@ -7,9 +7,10 @@
 
 use std::arch::x86_64::*;
 
+use super::super::lanes;
 use super::super::weights::{BYTE, PLACES, WORD};
 use super::value_rows::{Int2, Int3};
-use super::{Avx2, largest, parameters, sum};
+use super::{Avx2, largest, parameters};
 use crate::Layout;
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, ValueCodes};
@@ -322,7 +323,7 @@ unsafe fn run<G: Group, const H: usize>(job: &mut ValueCodes<'_>, first: usize, 
                 // Less than the least adds nothing, and its inverse would overflow.
                 let top = largest(top).max(1e-30);
                 let step = G::round(&scaled, top, &mut zeros, &mut rounded[h]);
-                finish[h] = (step, sum(zeros));
+                finish[h] = (step, lanes(zeros));
             }
             for part in 0..2 {
                 let mut sums = [[_mm256_setzero_si256(); 2]; H];

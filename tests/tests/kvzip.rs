@@ -16,6 +16,9 @@ const HALF: &[&str] = &[
     r#"class.default={ policy = { select = { method = "kvzip", budget = 0.5, heads = "adaptive" }, quantize = { k_bits = 8, v_bits = 8 } } }"#,
 ];
 
+const HALF_UNCODED: &[&str] =
+    &[r#"class.default={ policy = { select = { method = "kvzip", budget = 0.5, heads = "adaptive" } } }"#];
+
 fn same_bits(once: &Report, twice: &Report) {
     assert_eq!(once.runs.len(), twice.runs.len());
     for (once, twice) in once.runs.iter().zip(&twice.runs) {
@@ -54,32 +57,41 @@ fn with_room_for_everything_the_bits_are_those_of_one_reading() {
     );
 }
 
-/// Several at once, each with its own second reading, and two choices of one request.
+/// Several at once, each with its own second reading, and two choices of one request. Beside one that decodes, a prompt is read in
+/// chunks as large as the clock allows: only what is kept as it was computed answers the same in any chunks. Of codes, later
+/// chunks attend to what the codes say.
 #[test]
 fn many_at_once() {
     let six = six_requests(&text());
     let mut choices = six[0].clone();
     choices.n = 2;
-    let report = probe(
-        HALF,
-        &Plan {
-            groups: vec![vec![six[0].clone()], six.clone(), vec![choices]],
-            ..Plan::default()
-        },
-    );
-    let (alone, rest) = report.runs.split_first().unwrap();
-    for (run, asked) in rest.iter().zip(&six) {
-        assert_eq!(run.tokens.len(), asked.max_tokens, "{}", run.name);
+    let plan = Plan {
+        groups: vec![vec![six[0].clone()], six.clone(), vec![choices]],
+        ..Plan::default()
+    };
+    for (policy, coded) in [(HALF, true), (HALF_UNCODED, false)] {
+        let report = probe(policy, &plan);
+        let (alone, rest) = report.runs.split_first().unwrap();
+        for (run, asked) in rest.iter().zip(&six) {
+            assert_eq!(run.tokens.len(), asked.max_tokens, "{}", run.name);
+        }
+        // The first token is of logits that nothing was evicted for, and of one chunk.
+        assert_eq!(alone.tokens[0], rest[0].tokens[0]);
+        let [first, second] = &report.runs[7].texts[..] else {
+            panic!("two choices: {:?}", report.runs[7].texts)
+        };
+        assert!(!first.is_empty());
+        assert_eq!(
+            Some(first),
+            alone.texts.first(),
+            "the first choice has nobody beside it while it is read"
+        );
+        if coded {
+            assert_eq!(first.chars().next(), second.chars().next());
+        } else {
+            assert_eq!(first, second, "two greedy choices of one request");
+        }
     }
-    // The first token is of logits that nothing was evicted for.
-    assert_eq!(alone.tokens[0], rest[0].tokens[0]);
-    let texts = &report.runs[7].texts;
-    assert_eq!(texts.len(), 2);
-    // Chunks are as large as the other's decode steps allow, and later ones attend to 8 bits of earlier ones: the choices may
-    // part, but not in their first token.
-    let first = |i: usize| texts[i].chars().next();
-    assert!(first(0).is_some());
-    assert_eq!(first(0), first(1), "two greedy choices of one request: {texts:?}");
 }
 
 #[test]

@@ -93,6 +93,7 @@ impl Codec {
 
     /// Bytes of one row of `dim` values, scales and zeros included.
     #[must_use]
+    #[inline]
     pub const fn row_bytes(self, dim: usize) -> usize {
         let params = dim.div_ceil(GROUP).saturating_mul(PARAM_BYTES);
         match self {

@@ -110,6 +110,7 @@ impl<'a> Rows<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn row(&self, i: usize) -> &'a [f32] {
         &self.data[i * self.stride..][..self.dim]
     }
@@ -141,6 +142,7 @@ impl<'a> RowsMut<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn row(&mut self, i: usize) -> &mut [f32] {
         &mut self.data[i * self.stride..][..self.dim]
     }

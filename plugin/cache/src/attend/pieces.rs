@@ -53,16 +53,22 @@ pub(super) fn prefill(
 ) -> Vec<Piece> {
     // Query i attends to the past and to fresh rows 0 ..= i.
     let cost = |past: usize, query: usize| (past + 1) * query + query * query.saturating_sub(1) / 2;
-    let total: usize = heads.clone().map(|(_, _, past)| cost(past, fresh)).sum();
+    let (count, total) = heads.clone().fold((0, 0), |(count, total), (_, _, past)| {
+        (count + 1, total + cost(past, fresh))
+    });
     let most = if threads == 1 {
         usize::MAX
     } else {
         total.div_ceil(threads * EACH)
     };
+    // Heads of one request are as many pieces each, and all of them as many for every thread: of nine, one of two threads
+    // would do the last alone.
+    let step = threads / gcd(count, threads);
     let mut pieces = Vec::new();
     for (row, kv, past) in heads {
         let whole = cost(past, fresh);
-        let parts = whole.div_ceil(most).clamp(1, fresh.div_ceil(QUERIES));
+        let parts = whole.div_ceil(most).next_multiple_of(step);
+        let parts = parts.clamp(1, fresh.div_ceil(QUERIES));
         let mut from = 0;
         for part in 1..=parts {
             let goal = whole / parts * part;
@@ -80,6 +86,11 @@ pub(super) fn prefill(
         }
     }
     pieces
+}
+
+/// The greatest common divisor.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
@@ -144,5 +155,16 @@ mod tests {
             let (least, most) = (costs.iter().min().unwrap(), costs.iter().max().unwrap());
             assert!(most - least <= most / 10, "{costs:?}");
         }
+    }
+
+    #[test]
+    fn every_thread_gets_as_many_prefill_pieces() {
+        for (heads, threads, parts) in [(3, 2, 4), (4, 2, 2), (1, 2, 8), (5, 4, 4), (3, 8, 8)] {
+            let pieces = prefill((0..heads).map(|kv| (0, kv, 4096)), 512, threads);
+            assert_eq!(pieces.len(), heads * parts, "{heads} heads, {threads} threads");
+            assert_eq!(pieces.len() % threads, 0);
+        }
+        // Too few queries for more.
+        assert_eq!(prefill((0..3).map(|kv| (0, kv, 4096)), 64, 2).len(), 3);
     }
 }

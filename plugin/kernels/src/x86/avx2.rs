@@ -275,38 +275,55 @@ unsafe fn parameters(at: *const u8) -> (__m256, __m256) {
     }
 }
 
+// Vectors that cross a call go through memory: what the softmax does for every sixteen weights is inlined, always.
+
 /// Sixteen bytes as numbers.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn numbers(x: __m128i) -> V {
-    let half = |x| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x));
-    [half(x), half(_mm_srli_si128::<8>(x))]
+///
+/// # Safety
+/// The CPU must have the instructions.
+#[inline(always)]
+unsafe fn numbers(x: __m128i) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        [
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x))),
+        ]
+    }
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn exp(x: __m256) -> __m256 {
+/// # Safety
+/// The CPU must have the instructions.
+#[inline(always)]
+unsafe fn exp(x: __m256) -> __m256 {
     // Below ln(2^-126) the result is 0; the bounds keep n in the exponent's range. NaN is the second operand,
     // and stays.
-    let lowest = _mm256_set1_ps(-87.336_54);
-    let y = _mm256_min_ps(_mm256_set1_ps(88.0), _mm256_max_ps(lowest, x));
-    let n = _mm256_round_ps::<ROUND>(_mm256_mul_ps(y, _mm256_set1_ps(std::f32::consts::LOG2_E)));
-    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_HIGH), y);
-    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_LOW), r);
-    let mut p = _mm256_set1_ps(POLYNOMIAL[0]);
-    for c in &POLYNOMIAL[1..] {
-        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lowest = _mm256_set1_ps(-87.336_54);
+        let y = _mm256_min_ps(_mm256_set1_ps(88.0), _mm256_max_ps(lowest, x));
+        let n = _mm256_round_ps::<ROUND>(_mm256_mul_ps(y, _mm256_set1_ps(std::f32::consts::LOG2_E)));
+        let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_HIGH), y);
+        let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_LOW), r);
+        let mut p = _mm256_set1_ps(POLYNOMIAL[0]);
+        for c in &POLYNOMIAL[1..] {
+            p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
+        }
+        let e = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0));
+        let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        let e = _mm256_mul_ps(e, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n)));
+        _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, lowest), e)
     }
-    let e = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0));
-    let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    let e = _mm256_mul_ps(e, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n)));
-    _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, lowest), e)
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn largest(x: __m256) -> f32 {
-    let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-    let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-    _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+/// # Safety
+/// The CPU must have the instructions.
+#[inline(always)]
+unsafe fn largest(x: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+    }
 }

@@ -77,7 +77,10 @@ impl Block {
         scores: &mut [f32],
     ) -> usize {
         // The last rows may repeat: the repeated results are past the block's queries.
-        let rows: [&[f32]; M] = std::array::from_fn(|m| q.row(self.last().min(self.first + first + m)));
+        let mut rows = [q.row(self.last().min(self.first + first)); M];
+        for m in 1..M {
+            rows[m] = q.row(self.last().min(self.first + first + m));
+        }
         let acc = gemm::<S, Tile, M, P>(s, rows, heads.k_dim, matrix, PANELS, panel, Ahead::NOTHING);
         for (row, acc) in scores[first * KEYS..].chunks_exact_mut(KEYS).zip(acc) {
             for (chunk, x) in row[LANES * panel..].as_chunks_mut().0.iter_mut().zip(acc) {
@@ -127,10 +130,11 @@ impl Block {
         visible: usize,
         out: &mut RowsMut<'_>,
     ) -> usize {
-        let rows: [&[f32]; M] = std::array::from_fn(|m| {
+        let mut rows = [&weights[first * KEYS..][..KEYS]; M];
+        for m in 1..M {
             let row = (first + m).min(self.queries - 1);
-            &weights[row * KEYS..][..KEYS]
-        });
+            rows[m] = &weights[row * KEYS..][..KEYS];
+        }
         let panels = out.dim.div_ceil(LANES);
         let acc = gemm::<S, Tile, M, P>(s, rows, visible, matrix, panels, panel, Ahead::NOTHING);
         for (m, acc) in acc.into_iter().enumerate().take(self.queries - first) {

@@ -64,7 +64,10 @@ pub(super) fn gemm<S: Simd, C: Chunk, const M: usize, const P: usize>(
     first: usize,
     ahead: Ahead<'_>,
 ) -> [[S::V; P]; M] {
-    let rows: [&[f32]; M] = rows.map(|r| &r[..depth]);
+    let mut rows = rows;
+    for m in 0..M {
+        rows[m] = &rows[m][..depth];
+    }
     let mut acc = [[s.splat(0.0); P]; M];
     for (d, chunks) in matrix.chunks_exact(panels).take(depth).enumerate() {
         ahead.ask(s, d);

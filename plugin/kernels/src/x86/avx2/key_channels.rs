@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::super::lanes;
 use super::super::query::{COLUMNS, LARGEST, scaled_fits_one_byte};
-use super::keys::{Int2, Int3, Int4, Int8, KEYS, Tiled};
+use super::keys::{Int2, Int3, Int4, Int8, KEYS, Tiled, dots};
 use super::{Avx2, largest};
 use crate::codec::{Codec, GROUP};
 use crate::generic::decode::{BLOCK, KeyCodes};
@@ -108,7 +108,7 @@ unsafe fn run<G: Tiled, const H: usize>(job: &mut KeyCodes<'_>, first: usize, di
     for t in 0..tiles {
         let tile = &job.keys[t * size..][..size];
         // SAFETY: the caller's promise; a tile is two halves of sixteen rows' codes, group by group; the slices stored to
-        // have eight values.
+        // have eight values; a column's number is below a quarter of `dim`, which is at most `MOST`.
         unsafe {
             let mut wide = G::CODEC.levels() == Some(u8::MAX);
             for h in 0..H {
@@ -121,10 +121,10 @@ unsafe fn run<G: Tiled, const H: usize>(job: &mut KeyCodes<'_>, first: usize, di
             for i in 0..EIGHTS {
                 ahead.ask(Avx2(()), t * EIGHTS + i);
                 let codes = tile[i / 2 * half..][..half].as_ptr().add(4 * KEYS * (i % 2));
-                let dots = if wide {
-                    wide_dots::<G, H>(codes, dim, &scaled)
+                let dots: [_; H] = if wide {
+                    sums::<G, 2, H>(codes, dim, |h, i| *scaled[h].words.get_unchecked(i))
                 } else {
-                    byte_dots::<G, H>(codes, dim, &scaled)
+                    sums::<G, 1, H>(codes, dim, |h, i| [*scaled[h].bytes.get_unchecked(i)])
                 };
                 for h in 0..H {
                     let (step, rest) = (_mm256_set1_ps(scaled[h].step), _mm256_set1_ps(scaled[h].rest));
@@ -137,63 +137,25 @@ unsafe fn run<G: Tiled, const H: usize>(job: &mut KeyCodes<'_>, first: usize, di
     }
 }
 
-/// Eight keys' products with queries of one byte, in steps.
+/// Eight keys' products with H queries, in steps: `q` gives what a query has for a column, of any group.
 ///
 /// # Safety
 /// `codes` must be valid for reading eight keys' columns of a half tile, and the CPU must have the instructions.
 #[inline(always)]
-unsafe fn byte_dots<G: Tiled, const H: usize>(
+unsafe fn sums<G: Tiled, const BYTES: usize, const H: usize>(
     codes: *const u8,
     dim: usize,
-    scaled: &[Scaled; H],
+    q: impl Fn(usize, usize) -> [i32; BYTES],
 ) -> [__m256i; H] {
     let group_bytes = TILE * G::CODEC.group_bytes(GROUP);
-    // SAFETY: the caller's promise; the index of a column's four bytes is below a quarter of `dim`, at most `MOST`.
+    // SAFETY: the caller's promise.
     unsafe {
-        let one = _mm256_set1_epi16(1);
         let mut out = [_mm256_setzero_si256(); H];
         for g in 0..dim / GROUP {
             let columns = G::columns(codes.add(g * group_bytes));
+            let dots: [_; H] = dots(&columns, |h, c| q(h, g * COLUMNS + c));
             for h in 0..H {
-                // At most 8 · 2 · 15 · 127: no overflow.
-                let mut acc = _mm256_setzero_si256();
-                for c in 0..COLUMNS {
-                    let q = _mm256_set1_epi32(*scaled[h].bytes.get_unchecked(g * COLUMNS + c));
-                    acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(columns[c], q));
-                }
-                out[h] = _mm256_add_epi32(out[h], _mm256_madd_epi16(acc, one));
-            }
-        }
-        out
-    }
-}
-
-/// The same of two bytes.
-///
-/// # Safety
-/// As for `byte_dots`.
-#[inline(always)]
-unsafe fn wide_dots<G: Tiled, const H: usize>(
-    codes: *const u8,
-    dim: usize,
-    scaled: &[Scaled; H],
-) -> [__m256i; H] {
-    let group_bytes = TILE * G::CODEC.group_bytes(GROUP);
-    // SAFETY: as above.
-    unsafe {
-        let byte = _mm256_set1_epi16(0xff);
-        let mut out = [_mm256_setzero_si256(); H];
-        for g in 0..dim / GROUP {
-            let columns = G::columns(codes.add(g * group_bytes));
-            for c in 0..COLUMNS {
-                let even = _mm256_and_si256(columns[c], byte);
-                let odd = _mm256_srli_epi16::<8>(columns[c]);
-                for h in 0..H {
-                    let q = scaled[h].words.get_unchecked(g * COLUMNS + c);
-                    let a = _mm256_madd_epi16(even, _mm256_set1_epi32(q[0]));
-                    let b = _mm256_madd_epi16(odd, _mm256_set1_epi32(q[1]));
-                    out[h] = _mm256_add_epi32(out[h], _mm256_add_epi32(a, b));
-                }
+                out[h] = _mm256_add_epi32(out[h], dots[h]);
             }
         }
         out

@@ -210,7 +210,7 @@ unsafe fn run<G: Tiled, const BYTES: usize, const H: usize>(
                 for half in 0..2 {
                     let (scale, zero) = parameters(tile.add(params + 64 * g + 16 * half));
                     let columns = G::columns(tile.add(g * group_bytes + 4 * KEYS * half));
-                    let dots = dots::<BYTES, H>(&columns, &queries, g);
+                    let dots = dots::<BYTES, H>(&columns, |h, c| queries[h].group(g)[c]);
                     for h in 0..H {
                         let (sum, rest) = queries[h].sums(g);
                         let dot = _mm256_add_ps(_mm256_cvtepi32_ps(dots[h]), _mm256_set1_ps(rest));
@@ -231,25 +231,23 @@ unsafe fn run<G: Tiled, const BYTES: usize, const H: usize>(
     }
 }
 
-/// Products of a group's columns with each query, in steps.
+/// Products of a group's columns with H queries, in steps: `q` gives what a query has for a column, in one byte each or in two.
 ///
 /// # Safety
-/// `g` must be one of the queries' groups, and the CPU must have the instructions.
+/// The CPU must have the instructions.
 #[inline(always)]
-unsafe fn dots<const BYTES: usize, const H: usize>(
+pub(super) unsafe fn dots<const BYTES: usize, const H: usize>(
     columns: &[__m256i; COLUMNS],
-    queries: &[Query<'_, BYTES>; H],
-    g: usize,
+    q: impl Fn(usize, usize) -> [i32; BYTES],
 ) -> [__m256i; H] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [_mm256_setzero_si256(); H];
         if BYTES == 1 {
             for h in 0..H {
-                let q = queries[h].group(g);
                 // At most 8 · 2 · 15 · 127: no overflow.
                 for c in 0..COLUMNS {
-                    let products = _mm256_maddubs_epi16(columns[c], _mm256_set1_epi32(q[c][0]));
+                    let products = _mm256_maddubs_epi16(columns[c], _mm256_set1_epi32(q(h, c)[0]));
                     acc[h] = _mm256_add_epi16(acc[h], products);
                 }
                 acc[h] = _mm256_madd_epi16(acc[h], _mm256_set1_epi16(1));
@@ -261,7 +259,7 @@ unsafe fn dots<const BYTES: usize, const H: usize>(
             let even = _mm256_and_si256(columns[c], byte);
             let odd = _mm256_srli_epi16::<8>(columns[c]);
             for h in 0..H {
-                let q = &queries[h].group(g)[c];
+                let q = q(h, c);
                 // At most 32 · 255 · 32639: no overflow.
                 let a = _mm256_madd_epi16(even, _mm256_set1_epi32(q[0]));
                 let b = _mm256_madd_epi16(odd, _mm256_set1_epi32(q[BYTES - 1]));

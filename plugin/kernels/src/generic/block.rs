@@ -78,8 +78,8 @@ impl Block {
     ) -> usize {
         // The last rows may repeat: the repeated results are past the block's queries.
         let mut rows = [q.row(self.last().min(self.first + first)); M];
-        for m in 1..M {
-            rows[m] = q.row(self.last().min(self.first + first + m));
+        for (m, row) in rows.iter_mut().enumerate() {
+            *row = q.row(self.last().min(self.first + first + m));
         }
         let acc = gemm::<S, Tile, M, P>(s, rows, heads.k_dim, matrix, PANELS, panel, Ahead::NOTHING);
         for (row, acc) in scores[first * KEYS..].chunks_exact_mut(KEYS).zip(acc) {
@@ -131,9 +131,8 @@ impl Block {
         out: &mut RowsMut<'_>,
     ) -> usize {
         let mut rows = [&weights[first * KEYS..][..KEYS]; M];
-        for m in 1..M {
-            let row = (first + m).min(self.queries - 1);
-            rows[m] = &weights[row * KEYS..][..KEYS];
+        for (m, row) in rows.iter_mut().enumerate() {
+            *row = &weights[(first + m).min(self.queries - 1) * KEYS..][..KEYS];
         }
         let panels = out.dim.div_ceil(LANES);
         let acc = gemm::<S, Tile, M, P>(s, rows, visible, matrix, panels, panel, Ahead::NOTHING);

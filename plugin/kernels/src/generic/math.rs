@@ -65,8 +65,8 @@ pub(super) fn gemm<S: Simd, C: Chunk, const M: usize, const P: usize>(
     ahead: Ahead<'_>,
 ) -> [[S::V; P]; M] {
     let mut rows = rows;
-    for m in 0..M {
-        rows[m] = &rows[m][..depth];
+    for row in &mut rows {
+        *row = &row[..depth];
     }
     let mut acc = [[s.splat(0.0); P]; M];
     for (d, chunks) in matrix.chunks_exact(panels).take(depth).enumerate() {

@@ -53,22 +53,21 @@ pub(super) fn prefill(
 ) -> Vec<Piece> {
     // Query i attends to the past and to fresh rows 0 ..= i.
     let cost = |past: usize, query: usize| (past + 1) * query + query * query.saturating_sub(1) / 2;
-    let (count, total) = heads.clone().fold((0, 0), |(count, total), (_, _, past)| {
-        (count + 1, total + cost(past, fresh))
-    });
+    let total: usize = heads.clone().map(|(_, _, past)| cost(past, fresh)).sum();
     let most = if threads == 1 {
         usize::MAX
     } else {
         total.div_ceil(threads * EACH)
     };
-    // Heads of one request are as many pieces each, and all of them as many for every thread: of nine, one of two threads
-    // would do the last alone.
-    let step = threads / gcd(count, threads);
+    let count = heads.clone().count();
     let mut pieces = Vec::new();
     for (row, kv, past) in heads {
         let whole = cost(past, fresh);
-        let parts = whole.div_ceil(most).next_multiple_of(step);
-        let parts = parts.clamp(1, fresh.div_ceil(QUERIES));
+        let least = whole.div_ceil(most);
+        // Heads of one request are as many pieces each, and all of them as many for every thread: of nine, one of two threads
+        // would do the last alone.
+        let even = (least..).find(|parts| (count * parts).is_multiple_of(threads));
+        let parts = even.unwrap_or(least).clamp(1, fresh.div_ceil(QUERIES));
         let mut from = 0;
         for part in 1..=parts {
             let goal = whole / parts * part;
@@ -86,11 +85,6 @@ pub(super) fn prefill(
         }
     }
     pieces
-}
-
-/// The greatest common divisor.
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ impl Block {
         scores: &mut [f32],
     ) -> usize {
         // The last rows may repeat: the repeated results are past the block's queries.
-        let mut rows = [q.row(self.last().min(self.first + first)); M];
+        let mut rows: [&[f32]; M] = [&[]; M];
         for (m, row) in rows.iter_mut().enumerate() {
             *row = q.row(self.last().min(self.first + first + m));
         }
@@ -130,7 +130,7 @@ impl Block {
         visible: usize,
         out: &mut RowsMut<'_>,
     ) -> usize {
-        let mut rows = [&weights[first * KEYS..][..KEYS]; M];
+        let mut rows: [&[f32]; M] = [&[]; M];
         for (m, row) in rows.iter_mut().enumerate() {
             *row = &weights[(first + m).min(self.queries - 1) * KEYS..][..KEYS];
         }

@@ -57,14 +57,13 @@ pub(super) fn weigh<S: Simd>(s: S, row: &mut [f32], out: &mut [f32], max: &mut f
 #[inline(always)]
 pub(super) fn gemm<S: Simd, C: Chunk, const M: usize, const P: usize>(
     s: S,
-    rows: [&[f32]; M],
+    mut rows: [&[f32]; M],
     depth: usize,
     matrix: &[C::Data],
     panels: usize,
     first: usize,
     ahead: Ahead<'_>,
 ) -> [[S::V; P]; M] {
-    let mut rows = rows;
     for row in &mut rows {
         *row = &row[..depth];
     }

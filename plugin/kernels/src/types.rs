@@ -177,8 +177,9 @@ impl Prefill<'_> {
     }
 }
 
-/// Buffers that kernels reuse from call to call. Their size does not depend on the product of lengths:
-/// tiles of rows, rotated queries, two numbers a query, and one a block in which a maximum rose.
+/// Buffers that kernels reuse from call to call. Their size does not depend on the product of lengths: tiles of rows,
+/// rotated queries, two numbers a query, and one a block in which a maximum rose; where a prefill adds up the weights of all of
+/// its queries, up to 8 MiB of weights.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub(crate) queries: Vec<f32>,
@@ -191,6 +192,8 @@ pub struct Scratch {
     pub(crate) max: Vec<f32>,
     pub(crate) sum: Vec<f32>,
     pub(crate) rises: Vec<Rise>,
+    /// Weights, the maxima they were made under, and what a tile's are multiplied by.
+    pub(crate) kept: (Vec<f32>, Vec<f32>, Vec<f32>),
 }
 
 /// A block at whose first row a head's maximum rose.

@@ -397,6 +397,14 @@ fn prefill_with_keys_that_grow() {
     case.check(300);
 }
 
+/// More weights than are kept for the columns: of 1,600 queries those of twenty tiles are.
+#[test]
+fn prefill_on_a_past_whose_weights_have_no_room() {
+    let mut rng = rng(10);
+    let past = vec![Packed::random(&mut rng, (Codec::F16, Codec::Int8), 1500, 16, 16)];
+    Prefill::random(&mut rng, heads(8, 16, 16, None), past, 200).check(200);
+}
+
 /// A token decoded on f32 rows gets what it would have got as the last of a prefill.
 #[test]
 fn decode_continues_prefill() {

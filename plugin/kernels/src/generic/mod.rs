@@ -7,6 +7,7 @@ mod arrange;
 mod block;
 mod channels;
 pub(crate) mod decode;
+mod kept;
 mod levels;
 mod math;
 mod pack;

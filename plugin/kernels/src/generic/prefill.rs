@@ -1,11 +1,13 @@
 //! Causal attention of many fresh tokens. Invariants: keys and values are fetched a tile at a time and
-//! each tile is unpacked once for all queries of all heads; nothing grows with queries × keys.
+//! each tile is unpacked once for all queries of all heads; nothing grows with queries × keys but weights that are kept, up
+//! to a bound.
 //!
 //! The softmax is computed on the fly (Milakov and Gimelshein, arXiv 1805.02867, algorithm 3), tile by
 //! tile as in FlashAttention-2 (arXiv 2307.08691, algorithm 1), with the loop over keys outside: outputs
 //! are the accumulators.
 
 use super::block::{Block, QUERIES, blocks};
+use super::kept::Kept;
 use super::math::{add_to, raise_to, scale, weigh};
 use super::tile::{KEYS, Keys};
 use super::{reset, width};
@@ -34,6 +36,7 @@ pub(crate) fn attend_prefill<S: Simd>(
         scores,
         max: maxima,
         sum: totals,
+        kept: (weights, their_maxima, factors),
         ..
     } = scratch;
     let tile = reset(tile, KEYS * width(heads.k_dim.max(heads.v_dim)), 0.0);
@@ -46,8 +49,15 @@ pub(crate) fn attend_prefill<S: Simd>(
             out.row(i).fill(0.0);
         }
     }
+    // Of few queries, another pass takes no time.
+    let mut kept = match &sums {
+        Some(sums) if sums.last_queries >= queries => {
+            Kept::new(heads.q_heads * queries, before + queries, weights, their_maxima)
+        }
+        _ => Kept::nothing(),
+    };
 
-    let mut from = 0;
+    let (mut from, mut number) = (0, 0);
     while from < before + queries {
         let n = keys.tile(from, before + queries);
         keys.transpose_into(s, from, n, tile, transposed, packed);
@@ -64,11 +74,12 @@ pub(crate) fn attend_prefill<S: Simd>(
                     let seen = visible(block.first + i);
                     row[seen..].fill(f32::NEG_INFINITY);
                     totals[query] = weigh(s, row, out, &mut maxima[query], totals[query]);
+                    kept.keep(number, query, row, maxima[query]);
                 }
                 block.add_values(s, scores, tile, visible(block.last()), &mut out[h]);
             }
         }
-        from += n;
+        (from, number) = (from + n, number + 1);
     }
 
     for h in 0..heads.q_heads {
@@ -79,9 +90,30 @@ pub(crate) fn attend_prefill<S: Simd>(
     let Some(sums) = sums else { return Ok(()) };
 
     let first = queries.saturating_sub(sums.last_queries);
-    let mut from = 0;
+    let factors = reset(factors, heads.q_heads * queries, 0.0);
+    let (mut from, mut number) = (0, 0);
     while first < queries && from < before + queries {
         let n = keys.tile(from, before + queries);
+        if kept.has(number) {
+            kept.factors(s, number, maxima, totals, factors);
+            for h in 0..heads.q_heads {
+                for i in from.saturating_sub(before)..queries {
+                    let query = h * queries + i;
+                    let (row, factor) = (kept.row(number, query), s.splat(factors[query]));
+                    let out = &mut sums.out[from..from + n];
+                    for (weights, out) in row.as_chunks().0.iter().zip(out.chunks_mut(LANES)) {
+                        let weights = s.mul(s.load(weights), factor);
+                        if sums.largest {
+                            raise_to(s, weights, out);
+                        } else {
+                            add_to(s, weights, out);
+                        }
+                    }
+                }
+            }
+            (from, number) = (from + n, number + 1);
+            continue;
+        }
         keys.transpose_into(s, from, n, tile, transposed, packed);
         let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
         for h in 0..heads.q_heads {
@@ -99,7 +131,7 @@ pub(crate) fn attend_prefill<S: Simd>(
                 }
             }
         }
-        from += n;
+        (from, number) = (from + n, number + 1);
     }
     Ok(())
 }

@@ -1,0 +1,85 @@
+//! Softmax weights that a prefill's pass over values leaves for its pass over columns, which then multiplies no query with
+//! a key again. Invariant: of the first tiles only, as many as have room, so that nothing grows with queries × keys.
+
+use super::math::exp;
+use super::tile::KEYS;
+use crate::simd::{LANES, Simd};
+
+/// Weights that have room: 8 MiB.
+const ROOM: usize = 1 << 21;
+
+/// Weights of some tiles, each row under the maximum that its query had by then.
+pub(super) struct Kept<'a> {
+    /// Queries of all heads.
+    rows: usize,
+    tiles: usize,
+    weights: &'a mut [f32],
+    maxima: &'a mut [f32],
+}
+
+impl<'a> Kept<'a> {
+    /// Room for `rows` queries, against `keys` keys at most.
+    pub(super) fn new(rows: usize, keys: usize, weights: &'a mut Vec<f32>, maxima: &'a mut Vec<f32>) -> Self {
+        let tiles = (ROOM / (rows * KEYS).max(1)).min(keys.div_ceil(KEYS));
+        Self {
+            rows,
+            tiles,
+            weights: room(weights, tiles * rows * KEYS),
+            maxima: room(maxima, tiles * rows),
+        }
+    }
+
+    /// Nothing is kept.
+    pub(super) fn nothing() -> Self {
+        Self {
+            rows: 0,
+            tiles: 0,
+            weights: &mut [],
+            maxima: &mut [],
+        }
+    }
+
+    pub(super) fn has(&self, tile: usize) -> bool {
+        tile < self.tiles
+    }
+
+    /// Keeps a query's weights of a tile, if that has room.
+    #[inline(always)]
+    pub(super) fn keep(&mut self, tile: usize, query: usize, weights: &[f32], max: f32) {
+        if self.has(tile) {
+            let row = tile * self.rows + query;
+            self.weights[row * KEYS..][..KEYS].copy_from_slice(weights);
+            self.maxima[row] = max;
+        }
+    }
+
+    /// A query's weights of a tile.
+    #[inline(always)]
+    pub(super) fn row(&self, tile: usize, query: usize) -> &[f32] {
+        &self.weights[(tile * self.rows + query) * KEYS..][..KEYS]
+    }
+
+    /// What a tile's rows are multiplied by, for weights of a softmax with these maxima and sums.
+    #[inline(always)]
+    pub(super) fn factors<S: Simd>(&self, s: S, tile: usize, maxima: &[f32], sums: &[f32], to: &mut [f32]) {
+        let own = &self.maxima[tile * self.rows..][..self.rows];
+        let (chunks, rest) = to.as_chunks_mut::<LANES>();
+        let done = chunks.len() * LANES;
+        for (i, chunk) in chunks.iter_mut().enumerate() {
+            let at = |values: &[f32]| s.load(values[i * LANES..].first_chunk().unwrap_or(&[0.0; LANES]));
+            let e = s.exp(s.sub(at(own), at(maxima)));
+            s.store(s.div(e, at(sums)), chunk);
+        }
+        for (i, to) in rest.iter_mut().enumerate() {
+            *to = exp(s, own[done + i] - maxima[done + i]) / sums[done + i];
+        }
+    }
+}
+
+/// The first `length` values, whatever they are.
+fn room(values: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    if values.len() < length {
+        values.resize(length, 0.0);
+    }
+    &mut values[..length]
+}

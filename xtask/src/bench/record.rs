@@ -1,5 +1,5 @@
-//! Records of benchmarks: one file a day and CPU, read again by a test. Figures of one commit gather in it; those
-//! of another one take their place.
+//! Records of benchmarks: a file for each day, CPU and commit, read again by a test. Figures of one commit gather in
+//! it; where a day has several commits, files from the second on are numbered.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,25 +27,38 @@ pub(super) fn commit(workspace: &Workspace) -> anyhow::Result<String> {
 
 /// Writes `record` into `dir`, with the rows that the same day's record of the same commit has and this one has
 /// not measured again. Its path.
-pub(super) fn keep(dir: &Path, mut record: Record) -> anyhow::Result<PathBuf> {
+pub(super) fn keep(dir: &Path, record: Record) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    let path = dir.join(file_name(&record));
-    if path.is_file() {
+    let stem = stem(&record);
+    let mut number = 1;
+    let (path, record) = loop {
+        let path = dir.join(file_name(&stem, number));
+        if !path.is_file() {
+            break (path, record);
+        }
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let before: Record =
             serde_json::from_slice(&text).with_context(|| format!("parsing {}", path.display()))?;
         if before.commit == record.commit {
-            record = merged(before, record);
+            break (path, merged(before, record));
         }
-    }
+        number += 1;
+    };
     let mut text = serde_json::to_vec_pretty(&record)?;
     text.push(b'\n');
     digest::write_atomically(&path, &text).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
 }
 
-fn file_name(record: &Record) -> String {
-    format!("{}-{}.json", record.date, record.cpu)
+fn stem(record: &Record) -> String {
+    format!("{}-{}", record.date, record.cpu)
+}
+
+fn file_name(stem: &str, number: u32) -> String {
+    match number {
+        1 => format!("{stem}.json"),
+        _ => format!("{stem}-{number}.json"),
+    }
 }
 
 fn merged(before: Record, mut now: Record) -> Record {
@@ -113,8 +126,9 @@ mod tests {
     /// What is wrong with a record's text in a file of that name.
     fn check(name: &str, text: &str) -> Result<(), String> {
         let record: Record = serde_json::from_str(text).map_err(|err| err.to_string())?;
-        if file_name(&record) != name {
-            return Err(format!("date and cpu would be {}", file_name(&record)));
+        let stem = stem(&record);
+        if !(1..100).any(|number| file_name(&stem, number) == name) {
+            return Err(format!("date and cpu would be {stem}"));
         }
         if record.rows.is_empty() || record.commit.is_empty() {
             return Err("no rows or no commit".into());
@@ -169,7 +183,9 @@ mod tests {
         let name = "2026-11-25-some-cpu.json";
         let whole = serde_json::to_string(&record("c", vec![row("int4", 70.0)])).unwrap();
         check(name, &whole).unwrap();
+        check("2026-11-25-some-cpu-2.json", &whole).unwrap();
         assert!(check("2026-11-24-some-cpu.json", &whole).is_err());
+        assert!(check("2026-11-25-some-cpu-b.json", &whole).is_err());
         for (from, to) in [
             ("\"kv_bytes\":1000000", "\"kv_bytes\":null"),
             (",\"kv_bytes\":1000000", ""),
@@ -187,16 +203,21 @@ mod tests {
     #[test]
     fn rows_of_one_commit_gather() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = |record| {
+        let kept = |record, name: &str| {
             let path = keep(dir.path(), record).unwrap();
-            assert_eq!(path.file_name().unwrap(), "2026-11-25-some-cpu.json");
+            assert_eq!(path.file_name().unwrap(), name);
             serde_json::from_slice::<Record>(&fs::read(path).unwrap())
                 .unwrap()
                 .rows
         };
-        kept(record("a", vec![row("int4", 70.0), row("int8", 60.0)]));
-        let rows = kept(record("a", vec![row("int4", 71.0)]));
+        let (first, second) = ("2026-11-25-some-cpu.json", "2026-11-25-some-cpu-2.json");
+        kept(record("a", vec![row("int4", 70.0), row("int8", 60.0)]), first);
+        let rows = kept(record("a", vec![row("int4", 71.0)]), first);
         assert_eq!(rows, [row("int4", 71.0), row("int8", 60.0)]);
-        assert_eq!(kept(record("b", vec![row("full", 50.0)])), [row("full", 50.0)]);
+        // Those of another commit are not lost, nor mixed with these.
+        let full = [row("full", 50.0)];
+        assert_eq!(kept(record("b", full.to_vec()), second), full);
+        let rows = kept(record("a", full.to_vec()), first);
+        assert_eq!(rows, [row("full", 50.0), row("int4", 71.0), row("int8", 60.0)]);
     }
 }

@@ -8,8 +8,9 @@
 //! What differs from `MiniCache`: a head's rows by themselves, not a layer's whole token; a fixed share of a block's rows is
 //! retained, not those above a threshold between the least and the largest angle.
 //!
-//! When not to use it: models whose adjacent layers or heads are not alike, as most small ones. Where heads keep different
-//! tokens, nothing is merged and nothing saved.
+//! When not to use it: models whose adjacent layers or heads are not alike. Those of `SmolLM2`-135M are not: rows of its
+//! layers 14 and 15 have a mean cosine of 0.00 to -0.04, by head, and merging the latter half of its layers ruins it. Where
+//! heads keep different tokens, nothing is merged and nothing saved.
 
 /// Where on the arc, from the earlier to the later layer: the paper's.
 const AT: f64 = 0.6;

@@ -1,7 +1,9 @@
 //! `ZipCache` (arXiv 2405.14256) and `MiKV` (arXiv 2402.18096): tokens that matter keep more bits, and the others few instead
 //! of none. Which ones matter is told by the attention they received from the queries that could see them (`ZipCache`'s
-//! normalized score, section 4.2). Values are divided by the root of their channel's largest magnitude before tokens are
-//! quantized, and multiplied again after (its channel-separable tokenwise quantization, section 4.1).
+//! normalized score, section 4.2). Keys are quantized by channel, salient ones and others apart; values are divided by the
+//! root of their channel's largest magnitude before tokens are quantized, and multiplied again after (its
+//! channel-separable tokenwise quantization, section 4.1). A key's channel has a scale for 32 tokens of its kind in a block,
+//! not one for all of the prompt.
 //!
 //! Tokens are sorted out when they are packed, and once more when an eviction rewrites their block; one that has lost its
 //! bits does not get them back.
@@ -38,6 +40,25 @@ impl Marks {
 
     pub(crate) fn has(&self, row: usize) -> bool {
         self.0[row / 64] >> (row % 64) & 1 == 1
+    }
+
+    /// Rows of `dim` values: salient ones, and the others.
+    pub(crate) fn split(&self, rows: &[f32], dim: usize) -> (Vec<f32>, Vec<f32>) {
+        let (mut high, mut low) = (Vec::new(), Vec::new());
+        for (row, values) in rows.chunks_exact(dim).enumerate() {
+            let to = if self.has(row) { &mut high } else { &mut low };
+            to.extend_from_slice(values);
+        }
+        (high, low)
+    }
+
+    /// The first rows of both, in order again.
+    pub(crate) fn join(&self, high: &[f32], low: &[f32], dim: usize, to: &mut [f32]) {
+        let (mut high, mut low) = (high.chunks_exact(dim), low.chunks_exact(dim));
+        for (row, to) in to.chunks_exact_mut(dim).enumerate() {
+            let from = if self.has(row) { high.next() } else { low.next() };
+            to.copy_from_slice(from.unwrap_or_default());
+        }
     }
 
     /// How many rows are salient.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 use cinch_hooks::HookError;
-use cinch_kernels::{Codec, Kernels, Segment};
+use cinch_kernels::{Kernels, Segment};
 
 use super::extra::Extras;
 use super::ledger::{Charge, Ledger};
@@ -62,11 +62,11 @@ impl Block {
         Self::with_room(ledger, dims, pair, capacity, 0)
     }
 
-    /// The same, for rows of which so many lie beside the others.
-    fn with_room(ledger: &Arc<Ledger>, dims: Dims, pair: Pair, capacity: usize, beside: usize) -> Self {
+    /// The same, for rows of which so many are salient.
+    fn with_room(ledger: &Arc<Ledger>, dims: Dims, pair: Pair, capacity: usize, salient: usize) -> Self {
         let (k, v) = pair.sides(dims);
-        let held = |side: Side, codec| capacity - if side.codec == codec { 0 } else { beside };
-        let (k_bytes, v_bytes) = (k.bytes(held(k, pair.k)), v.bytes(held(v, pair.v)));
+        let (k_held, v_held) = pair.held(capacity, salient);
+        let (k_bytes, v_bytes) = (k.bytes(k_held), v.bytes(v_held));
         let bytes = k_bytes + v_bytes;
         let data = vec![Line::zeroed(); bytes / LINE].into_boxed_slice();
         let charge = Charge::new(ledger, bytes + HEADER);
@@ -260,25 +260,17 @@ impl Block {
     }
 
     pub(super) fn k_bytes(&self, rows: Range<usize>) -> &[u8] {
-        self.part(self.k, 0, self.held(self.k, self.pair.k), rows)
+        self.part(self.k, 0, self.held().0, rows)
     }
 
     pub(super) fn v_bytes(&self, rows: Range<usize>) -> &[u8] {
-        self.part(
-            self.v,
-            self.values_at as usize,
-            self.held(self.v, self.pair.v),
-            rows,
-        )
+        self.part(self.v, self.values_at as usize, self.held().1, rows)
     }
 
-    /// Rows whose codes lie with the others, of those it was filled with.
-    fn held(&self, side: Side, codec: Codec) -> usize {
-        let beside = match &self.extras {
-            Some(extras) if side.codec != codec => extras.marks.count(),
-            _ => 0,
-        };
-        self.filled as usize - beside
+    /// Rows of K and V whose codes are among its own bytes.
+    fn held(&self) -> (usize, usize) {
+        let salient = self.extras.as_ref().map_or(0, |extras| extras.marks.count());
+        self.pair.held(self.filled as usize, salient)
     }
 
     /// Rows from a cut on, and what else is in the last one's tile. Where there is something beside codes, all of them.

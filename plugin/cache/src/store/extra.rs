@@ -6,12 +6,13 @@ use cinch_kernels::{Codec, Kernels, Layout};
 use half::f16;
 
 use super::pair::Pair;
+use super::salient::{Columns, Salient};
 use super::side::Side;
 use super::twin::{self, Twin};
 use crate::error::kernel;
 use crate::quantize::gear::LowRank;
 use crate::quantize::outliers::{self, Outlier};
-use crate::quantize::zipcache::{self, Marks};
+use crate::quantize::zipcache::Marks;
 use crate::quantize::{Beside, Fraction, bits, kvquant};
 
 /// What a block holds beside the codes of K and V.
@@ -33,14 +34,6 @@ pub(super) struct Extra {
     salient: Option<Salient>,
 }
 
-/// Rows of more bits than the others.
-#[derive(Debug, Clone)]
-struct Salient {
-    codec: Codec,
-    rows: Box<[u8]>,
-    roots: Box<[f16]>,
-}
-
 impl Extras {
     /// Packs rows of K and V to `to`, and what goes beside them.
     pub(super) fn pack(
@@ -51,11 +44,17 @@ impl Extras {
         (k, v): (Vec<f32>, Vec<f32>),
         to: (&mut [u8], &mut [u8]),
     ) -> Result<Self, HookError> {
-        let pack =
-            |side, codec, values, to| Extra::pack(kernels, (side, codec), pair.beside, &marks, values, to);
+        let mixed = matches!(pair.beside, Beside::Salient { .. });
+        let pack = |side, codec, key, values, to| {
+            if mixed && bits(codec) < 16 {
+                Extra::salient(kernels, (side, codec), key, &marks, values, to)
+            } else {
+                Extra::pack(kernels, (side, codec), pair.beside, values, to)
+            }
+        };
         Ok(Self {
-            k: pack(sides.0, pair.k, k, to.0)?,
-            v: pack(sides.1, pair.v, v, to.1)?,
+            k: pack(sides.0, pair.k, true, k, to.0)?,
+            v: pack(sides.1, pair.v, false, v, to.1)?,
             marks,
             twin: None,
         })
@@ -107,7 +106,6 @@ impl Extra {
         kernels: Kernels,
         (side, codec): (Side, Codec),
         beside: Beside,
-        marks: &Marks,
         mut values: Vec<f32>,
         to: &mut [u8],
     ) -> Result<Self, HookError> {
@@ -124,7 +122,7 @@ impl Extra {
             // A side that is not packed has no error.
             _ if bits(codec) >= 16 => whole(&values, to)?,
             // Of these, blocks have no extras.
-            Beside::Nothing | Beside::Shared { .. } => whole(&values, to)?,
+            Beside::Nothing | Beside::Shared { .. } | Beside::Salient { .. } => whole(&values, to)?,
             Beside::Levels { outliers } => {
                 let count = outliers.of(values.len());
                 extra.outliers = outliers::take(&mut values, dim, by_column, count).into();
@@ -155,20 +153,28 @@ impl Extra {
                 }
                 extra.error = Some(LowRank::of(&error, dim, usize::from(rank)));
             }
-            Beside::Salient { .. } => {
-                let roots = zipcache::separate(&mut values, dim);
-                let (mut high, mut low) = (Vec::new(), Vec::new());
-                for (row, values) in values.chunks_exact(dim).enumerate() {
-                    let to = if marks.has(row) { &mut high } else { &mut low };
-                    to.extend_from_slice(values);
-                }
-                whole(&low, to)?;
-                let mut rows = vec![0; high.len() / dim * codec.row_bytes(dim)].into_boxed_slice();
-                kernels.pack(codec, dim, &high, &mut rows).map_err(kernel)?;
-                extra.salient = Some(Salient { codec, rows, roots });
-            }
         }
         Ok(extra)
+    }
+
+    /// The same, of which some rows have more bits: `codec` is theirs.
+    fn salient(
+        kernels: Kernels,
+        (side, codec): (Side, Codec),
+        key: bool,
+        marks: &Marks,
+        values: Vec<f32>,
+        to: &mut [u8],
+    ) -> Result<Self, HookError> {
+        let salient = if key {
+            Salient::of_keys(kernels, (codec, side.codec), side.dim(), marks, &values)
+        } else {
+            Salient::of_values(kernels, (side, codec), marks, values, to)
+        };
+        Ok(Self {
+            salient: Some(salient?),
+            ..Self::default()
+        })
     }
 
     /// Unpacks the first rows; `bytes` are all that [`pack`](Self::pack) filled.
@@ -181,20 +187,8 @@ impl Extra {
         to: &mut [f32],
     ) -> Result<(), HookError> {
         let dim = side.dim();
-        if let Some(Salient { codec, rows, roots }) = &self.salient {
-            let mut low = vec![0.0; bytes.len() / side.row() * dim];
-            let mut high = vec![0.0; rows.len() / codec.row_bytes(dim) * dim];
-            kernels
-                .unpack_run(side.layout, side.codec, dim, bytes, &mut low)
-                .map_err(kernel)?;
-            kernels.unpack(*codec, dim, rows, &mut high).map_err(kernel)?;
-            let (mut low, mut high) = (low.chunks_exact(dim), high.chunks_exact(dim));
-            for (row, to) in to.chunks_exact_mut(dim).enumerate() {
-                let from = if marks.has(row) { high.next() } else { low.next() };
-                to.copy_from_slice(from.unwrap_or_default());
-            }
-            zipcache::join(to, dim, roots);
-            return Ok(());
+        if let Some(salient) = &self.salient {
+            return salient.unpack(kernels, side, marks, bytes, to);
         }
         let rows = to.len() / dim;
         let stored = bytes.len() / side.row();
@@ -221,16 +215,13 @@ impl Extra {
         size_of_val(&*self.levels)
             + size_of_val(&*self.outliers)
             + self.error.as_ref().map_or(0, LowRank::bytes)
-            + self
-                .salient
-                .as_ref()
-                .map_or(0, |salient| salient.rows.len() + size_of_val(&*salient.roots))
+            + self.salient.as_ref().map_or(0, Salient::bytes)
     }
 }
 
 /// The most that a block of `rows` rows holds beside its codes; `k` and `v` are the pair's codecs.
 pub(crate) fn most_bytes(beside: Beside, rows: usize, k: (Codec, usize), v: (Codec, usize)) -> usize {
-    let side = |(codec, dim): (Codec, usize)| {
+    let side = |(codec, dim): (Codec, usize), key| {
         let outlying = |outliers: Fraction| (outliers.of(rows * dim) + 1) * size_of::<Outlier>();
         match beside {
             Beside::Shared { retained } => twin::most_bytes(retained, rows, codec.row_bytes(dim)),
@@ -241,12 +232,20 @@ pub(crate) fn most_bytes(beside: Beside, rows: usize, k: (Codec, usize), v: (Cod
                 usize::from(rank) * (rows + dim) * size_of::<f16>() + outlying(outliers)
             }
             Beside::Salient { share, .. } => {
-                (share.of(rows) + 1) * codec.row_bytes(dim) + dim * size_of::<f16>()
+                // All rows count as those of the fewest bits already.
+                let more = codec.row_bytes(dim) - beside.least(codec).row_bytes(dim);
+                let rows = (share.of(rows) + 1) * more;
+                let rest = if key {
+                    2 * Columns::padding(codec, dim)
+                } else {
+                    dim * size_of::<f16>()
+                };
+                rows + rest
             }
         }
     };
     match beside {
         Beside::Nothing => 0,
-        _ => size_of::<Extras>() + side(k) + side(v),
+        _ => size_of::<Extras>() + side(k, true) + side(v, false),
     }
 }

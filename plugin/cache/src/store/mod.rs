@@ -11,6 +11,7 @@ mod pair;
 mod picked;
 mod rebuild;
 mod replace;
+mod salient;
 mod side;
 mod targets;
 pub(crate) mod twin;

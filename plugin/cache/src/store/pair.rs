@@ -88,6 +88,20 @@ impl Pair {
         }
     }
 
+    /// Rows whose codes are among a block's own bytes, K's and V's, of so many of which some are salient.
+    pub(super) fn held(self, rows: usize, salient: usize) -> (usize, usize) {
+        let least = self.least();
+        match self.beside {
+            Beside::Salient { .. } => (
+                if bits(self.k) < 16 { 0 } else { rows },
+                if least.1 == self.v { rows } else { rows - salient },
+            ),
+            Beside::Nothing | Beside::Levels { .. } | Beside::Error { .. } | Beside::Shared { .. } => {
+                (rows, rows)
+            }
+        }
+    }
+
     pub(super) fn sides(self, dims: Dims) -> (Side, Side) {
         // Rows that come back with more than their codes are unpacked first: no layout is faster than another.
         let plain = self.beside.is_plain();

@@ -236,8 +236,8 @@ fn zeros(rows: &Rows, of_channels: bool) -> Rows {
         .collect()
 }
 
-/// The rows that the prompt's last 64 queries attended to most have the bits of salient ones, each channel divided by
-/// the root of its largest magnitude.
+/// The rows that the prompt's last 64 queries attended to most have the bits of salient ones: values by token, each channel
+/// divided by the root of its largest magnitude, keys by channel, salient ones and others apart.
 fn salient_rows(source: Source) {
     let (prompt, share) = (400, 0.3);
     let json =
@@ -255,46 +255,48 @@ fn salient_rows(source: Source) {
         }
         for head in served.heads().filter(|head| head.layer == layer) {
             let mut tally = Tally::default();
-            for what in [What::K, What::V] {
-                for block in head.packed(what, is_packed) {
-                    assert_eq!(block.view.beside, Some("salient"));
-                    let rows = block.given.len();
-                    let own = &scores[block.start..block.start + rows];
-                    let mut order: Vec<usize> = (0..rows).collect();
-                    order.sort_by(|a, b| own[*b].total_cmp(&own[*a]));
-                    let count = (share * rows as f64).round() as usize;
-                    let cut = own[order[count - 1]];
-                    let dim = block.given[0].len();
-                    let root = |c: usize| {
-                        let largest = block.given.iter().map(|row| row[c].abs()).fold(0.0, f64::max);
-                        crate::codec::half(largest.sqrt())
+            let keys = head.packed(What::K, is_packed);
+            for (block, keys) in head.packed(What::V, is_packed).into_iter().zip(keys) {
+                assert_eq!((block.view.beside, block.start), (Some("salient"), keys.start));
+                let rows = block.given.len();
+                let own = &scores[block.start..block.start + rows];
+                let mut order: Vec<usize> = (0..rows).collect();
+                order.sort_by(|a, b| own[*b].total_cmp(&own[*a]));
+                let count = (share * rows as f64).round() as usize;
+                let cut = own[order[count - 1]];
+                let dim = block.given[0].len();
+                let root = |c: usize| {
+                    let largest = block.given.iter().map(|row| row[c].abs()).fold(0.0, f64::max);
+                    crate::codec::half(largest.sqrt())
+                };
+                let roots: Vec<f64> = (0..dim).map(root).collect();
+                let separated = |rows: &Rows| -> Rows {
+                    let row = |row: &Vec<f64>| row.iter().zip(&roots).map(|(x, root)| x / root).collect();
+                    rows.iter().map(row).collect()
+                };
+                let (given, back) = (separated(&block.given), separated(&block.back));
+                let (high, low) = (by_token(&given, 4), by_token(&given, 2));
+                let off = |row: usize, right: &[Vec<Coded>]| -> f64 {
+                    let pairs = back[row].iter().zip(&right[row]);
+                    pairs.map(|(x, right)| (x - right.value).powi(2)).sum()
+                };
+                let mut is_high = vec![false; rows];
+                for (rank, row) in order.into_iter().enumerate() {
+                    is_high[row] = off(row, &high) < off(row, &low);
+                    assert!(
+                        is_high[row] == (rank < count) || (own[row] - cut).abs() <= 1e-5 * cut,
+                        "row {row}, {} beside {cut}",
+                        own[row]
+                    );
+                    let right = if is_high[row] { &high } else { &low };
+                    tally.add(&vec![back[row].clone()], &right[row..=row]);
+                }
+                for (bits, kind) in [(4, true), (2, false)] {
+                    let of = |all: &Rows| -> Rows {
+                        let rows = all.iter().zip(&is_high).filter(|(_, high)| **high == kind);
+                        rows.map(|(row, _)| row.clone()).collect()
                     };
-                    let roots: Vec<f64> = (0..dim).map(root).collect();
-                    let separated: Rows = block
-                        .given
-                        .iter()
-                        .map(|row| row.iter().zip(&roots).map(|(x, root)| x / root).collect())
-                        .collect();
-                    let back: Rows = block
-                        .back
-                        .iter()
-                        .map(|row| row.iter().zip(&roots).map(|(x, root)| x / root).collect())
-                        .collect();
-                    let (high, low) = (by_token(&separated, 4), by_token(&separated, 2));
-                    let off = |row: usize, right: &[Vec<Coded>]| -> f64 {
-                        let pairs = back[row].iter().zip(&right[row]);
-                        pairs.map(|(x, right)| (x - right.value).powi(2)).sum()
-                    };
-                    for (rank, row) in order.into_iter().enumerate() {
-                        let is_high = off(row, &high) < off(row, &low);
-                        assert!(
-                            is_high == (rank < count) || (own[row] - cut).abs() <= 1e-5 * cut,
-                            "row {row}, {} beside {cut}",
-                            own[row]
-                        );
-                        let right = if is_high { &high } else { &low };
-                        tally.add(&vec![back[row].clone()], &right[row..=row]);
-                    }
+                    tally.add(&of(&keys.back), &by_channel(&of(&keys.given), bits));
                 }
             }
             tally.check(json);

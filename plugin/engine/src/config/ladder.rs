@@ -204,11 +204,15 @@ bytes_ratio = 0.182
         assert_eq!(ladder.level.len(), 3);
         assert_eq!(ladder.level[0].bytes_ratio, 1.0);
         // What comes with the program: levels that are worth controlling with, of measured figures.
-        let demo = include_str!("../../../../configs/ladders/smollm2-135m-instruct.toml");
-        let demo = parse(demo, "x.toml").unwrap();
-        assert!((5..=9).contains(&demo.level.len()));
-        assert!(demo.fingerprint.is_some() && demo.prompt_tokens.is_some());
-        assert!(demo.level.iter().all(|level| level.figures.is_some()));
+        for demo in [
+            include_str!("../../../../configs/ladders/smollm2-135m-instruct.toml"),
+            include_str!("../../../../configs/ladders/smollm2-135m-instruct.kvzip.toml"),
+        ] {
+            let demo = parse(demo, "x.toml").unwrap();
+            assert!((5..=9).contains(&demo.level.len()));
+            assert!(demo.fingerprint.is_some() && demo.prompt_tokens.is_some());
+            assert!(demo.level.iter().all(|level| level.figures.is_some()));
+        }
     }
 
     #[test]

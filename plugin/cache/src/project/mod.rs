@@ -1,5 +1,5 @@
-//! Attention compression: rows keep fewer dimensions, or share them with another head's ([`twins`]). A basis is a head's own, made once of what the head holds when its
-//! prompt is whole: a row x is stored as its coordinates E·x, which stand for D·E·x.
+//! Attention compression: rows keep fewer dimensions, or share them with another head's ([`twins`]). A basis is a head's own,
+//! made once of what the head holds when its prompt is whole: a row x is stored as its coordinates E·x, which stand for D·E·x.
 //!
 //! Invariant: a head has one basis of K and one of V for as long as it lives, so that its projected rows are always of one
 //! kind; scores need Dᵀq, and a weighted sum of coordinates is expanded once a step, not once a row. One method a file.

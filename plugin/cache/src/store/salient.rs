@@ -2,7 +2,7 @@
 //! token, with their channels separated; keys by channel, salient ones and others each with scales of their own.
 
 use cinch_hooks::HookError;
-use cinch_kernels::{Codec, Kernels, Layout};
+use cinch_kernels::{Codec, Kernels};
 use half::f16;
 
 use super::side::Side;
@@ -22,7 +22,7 @@ pub(super) enum Salient {
     },
 }
 
-/// Rows, channel by channel, so that scales are of 32 tokens of a channel. Unlike [`Layout::KeyChannels`] without a
+/// Rows, channel by channel, so that scales are of 32 tokens of a channel. Unlike [`cinch_kernels::Layout::KeyChannels`] without a
 /// last tile filled up, of which there would be two in each block.
 #[derive(Debug, Clone)]
 pub(super) struct Columns {
@@ -82,9 +82,7 @@ impl Salient {
             Self::Values { codec, rows, roots } => {
                 let mut low = vec![0.0; bytes.len() / side.row() * dim];
                 let mut high = vec![0.0; rows.len() / codec.row_bytes(dim) * dim];
-                kernels
-                    .unpack_run(Layout::Rows, side.codec, dim, bytes, &mut low)
-                    .map_err(kernel)?;
+                kernels.unpack(side.codec, dim, bytes, &mut low).map_err(kernel)?;
                 kernels.unpack(*codec, dim, rows, &mut high).map_err(kernel)?;
                 marks.join(&high, &low, dim, to);
                 zipcache::join(to, dim, roots);

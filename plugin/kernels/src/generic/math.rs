@@ -88,6 +88,16 @@ pub(super) fn gemm<S: Simd, C: Chunk, const M: usize, const P: usize>(
     acc
 }
 
+/// Takes a vector to up to sixteen values: the largest of both, or the sum.
+#[inline(always)]
+pub(super) fn take_to<S: Simd>(s: S, v: S::V, out: &mut [f32], largest: bool) {
+    if largest {
+        raise_to(s, v, out);
+    } else {
+        add_to(s, v, out);
+    }
+}
+
 /// Adds a vector to up to sixteen values.
 #[inline(always)]
 pub(super) fn add_to<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
@@ -102,7 +112,7 @@ pub(super) fn add_to<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
 
 /// Raises to what is larger.
 #[inline(always)]
-pub(super) fn raise_to<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
+fn raise_to<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
     if let Some(out) = out.first_chunk_mut::<LANES>() {
         s.store(s.max(s.load(out), v), out);
     } else {

@@ -8,7 +8,7 @@
 
 use super::block::{Block, QUERIES, blocks};
 use super::kept::Kept;
-use super::math::{add_to, raise_to, scale, weigh};
+use super::math::{scale, take_to, weigh};
 use super::tile::{KEYS, Keys};
 use super::{reset, width};
 use crate::simd::{LANES, Simd};
@@ -36,7 +36,7 @@ pub(crate) fn attend_prefill<S: Simd>(
         scores,
         max: maxima,
         sum: totals,
-        kept: (weights, their_maxima, factors),
+        kept,
         ..
     } = scratch;
     let tile = reset(tile, KEYS * width(heads.k_dim.max(heads.v_dim)), 0.0);
@@ -49,17 +49,15 @@ pub(crate) fn attend_prefill<S: Simd>(
             out.row(i).fill(0.0);
         }
     }
+    let end = before + queries;
     // Of few queries, another pass takes no time.
-    let mut kept = match &sums {
-        Some(sums) if sums.last_queries >= queries => {
-            Kept::new(heads.q_heads * queries, before + queries, weights, their_maxima)
-        }
-        _ => Kept::nothing(),
+    let kept_keys = match &sums {
+        Some(sums) if sums.last_queries >= queries => end,
+        _ => 0,
     };
+    let mut kept = Kept::new(heads.q_heads * queries, kept_keys, kept);
 
-    let (mut from, mut number) = (0, 0);
-    while from < before + queries {
-        let n = keys.tile(from, before + queries);
+    for (number, (from, n)) in keys.tiles(end).enumerate() {
         keys.transpose_into(s, from, n, tile, transposed, packed);
         keys.values_into(s, from, n, tile, packed);
         let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
@@ -79,7 +77,6 @@ pub(crate) fn attend_prefill<S: Simd>(
                 block.add_values(s, scores, tile, visible(block.last()), &mut out[h]);
             }
         }
-        (from, number) = (from + n, number + 1);
     }
 
     for h in 0..heads.q_heads {
@@ -87,65 +84,41 @@ pub(crate) fn attend_prefill<S: Simd>(
             scale(s, out[h].row(i), 1.0 / totals[h * queries + i]);
         }
     }
-    let Some(sums) = sums else { return Ok(()) };
+    let Some(sums) = sums.filter(|sums| sums.last_queries.min(queries) > 0) else {
+        return Ok(());
+    };
 
-    let first = queries.saturating_sub(sums.last_queries);
-    let factors = reset(factors, heads.q_heads * queries, 0.0);
-    let (mut from, mut number) = (0, 0);
-    while first < queries && from < before + queries {
-        let n = keys.tile(from, before + queries);
+    for (number, (from, n)) in keys.tiles(end).enumerate() {
+        let out = &mut sums.out[from..from + n];
+        let first = from.saturating_sub(before);
         if kept.has(number) {
-            kept.factors(s, number, maxima, totals, factors);
-            for h in 0..heads.q_heads {
-                for i in from.saturating_sub(before)..queries {
-                    let query = h * queries + i;
-                    let (row, factor) = (kept.row(number, query), s.splat(factors[query]));
-                    let out = &mut sums.out[from..from + n];
-                    for (weights, out) in row.as_chunks().0.iter().zip(out.chunks_mut(LANES)) {
-                        let weights = s.mul(s.load(weights), factor);
-                        if sums.largest {
-                            raise_to(s, weights, out);
-                        } else {
-                            add_to(s, weights, out);
-                        }
-                    }
-                }
-            }
-            (from, number) = (from + n, number + 1);
+            kept.columns(s, number, first..queries, maxima, totals, sums.largest, out);
             continue;
         }
         keys.transpose_into(s, from, n, tile, transposed, packed);
         let visible = |i: usize| n.min((before + i + 1).saturating_sub(from));
+        let first = first.max(queries.saturating_sub(sums.last_queries));
         for h in 0..heads.q_heads {
-            for block in blocks(first.max(from.saturating_sub(before)), queries) {
+            let softmax = |i| (maxima[h * queries + i], 1.0 / totals[h * queries + i]);
+            for block in blocks(first, queries) {
                 block.score(s, heads, &call.q[h], transposed, visible(block.last()), scores);
-                let softmax = |i| {
-                    let query = h * queries + i;
-                    (maxima[query], 1.0 / totals[query])
-                };
-                let out = &mut sums.out[from..from + n];
-                if sums.largest {
-                    columns(s, block, scores, visible, out, softmax, raise_to::<S>);
-                } else {
-                    columns(s, block, scores, visible, out, softmax, add_to::<S>);
-                }
+                columns(s, block, scores, visible, softmax, sums.largest, out);
             }
         }
-        (from, number) = (from + n, number + 1);
     }
     Ok(())
 }
 
-/// Takes a block's softmax weights, made of its logits, `to` its keys' values.
+/// Takes a block's softmax weights, made of its logits, to its keys' values.
 #[inline(always)]
 fn columns<S: Simd>(
     s: S,
     block: Block,
     scores: &mut [f32],
     visible: impl Fn(usize) -> usize,
-    out: &mut [f32],
     softmax: impl Fn(usize) -> (f32, f32),
-    to: impl Fn(S, S::V, &mut [f32]),
+    largest: bool,
+    out: &mut [f32],
 ) {
     for (i, row) in scores.chunks_exact_mut(KEYS).enumerate().take(block.queries) {
         row[visible(block.first + i)..].fill(f32::NEG_INFINITY);
@@ -153,7 +126,7 @@ fn columns<S: Simd>(
         let (max, factor) = (s.splat(max), s.splat(factor));
         for (row, out) in row.as_chunks().0.iter().zip(out.chunks_mut(LANES)) {
             let e = s.exp(s.sub(s.load(row), max));
-            to(s, s.mul(e, factor), out);
+            take_to(s, s.mul(e, factor), out, largest);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Keys and values for prefill, a tile at a time. Invariant: a tile's keys are all in one basis as they are
 //! stored, and in the queries' basis when they are handed out.
 
+use std::iter::successors;
+
 use super::arrange::unpack_part;
 use super::{rotate, width};
 use crate::simd::{LANES, Simd};
@@ -18,8 +20,17 @@ pub(super) struct Keys<'a> {
 }
 
 impl Keys<'_> {
+    /// First key and number of keys of each tile, of those before `end`.
+    pub(super) fn tiles(&self, end: usize) -> impl Iterator<Item = (usize, usize)> {
+        let first = (end > 0).then(|| (0, self.tile(0, end)));
+        successors(first, move |&(from, n)| {
+            let from = from + n;
+            (from < end).then(|| (from, self.tile(from, end)))
+        })
+    }
+
     /// How many keys from `from` on make a tile, of those before `end`.
-    pub(super) fn tile(&self, from: usize, end: usize) -> usize {
+    fn tile(&self, from: usize, end: usize) -> usize {
         let basis = self.is_rotated(from);
         let (mut start, mut to) = (0, from);
         for s in self.call.past {

@@ -52,6 +52,8 @@ pub(crate) struct Layer {
     pub(crate) held: bool,
     /// Tokens seen when that reading began; those since then are the present part of it.
     pub(crate) reread: Option<usize>,
+    /// Whether it was compressed as a prompt was read, or by a new plan.
+    pub(crate) measured: bool,
     /// What the prompt's last queries saw, for when rows go.
     pub(crate) probes: Option<Held>,
     pub(crate) heads: Vec<Head>,
@@ -107,6 +109,7 @@ impl Layer {
             decoded: 0,
             held: false,
             reread: None,
+            measured: false,
             probes: None,
             heads: (0..shape.kv_heads)
                 .map(|_| Head::new(ledger, dims, rotary.clone()))
@@ -212,6 +215,13 @@ impl Layer {
         }
     }
 
+    /// Whether it is measured what a step of `fresh` tokens does to attention. Packing or evicting the few rows that were
+    /// decoded since the last time is a small part of what has been done to all of them: those steps, which are many, would
+    /// have a mean say that next to nothing was lost. They count only where nothing else was measured.
+    pub(crate) fn measures(&self, fresh: usize) -> bool {
+        fresh > 1 || self.pending || !self.measured
+    }
+
     /// Whether every row seen is held as it came: the plan asks for it and nothing before it did otherwise.
     pub(crate) fn is_exact(&self) -> bool {
         let kept = Pair::both(self.targets.store);
@@ -285,6 +295,7 @@ impl Layer {
             decoded: self.decoded,
             held: false,
             reread: self.reread,
+            measured: self.measured,
             probes: None,
             heads: self.heads.iter().map(Head::fork).collect(),
             scores: self.scores.as_ref().map(Column::duplicate),

@@ -217,6 +217,7 @@ fn settle(layer: &mut Layer, ranked: Heads) -> Result<Settled, HookError> {
     if settled.evicted > 0.0 {
         layer.evicted_at = layer.seen;
     }
+    layer.measured |= settled.changed;
     layer.since = 0;
     layer.pending = false;
     Ok(settled)

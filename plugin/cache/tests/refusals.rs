@@ -337,21 +337,40 @@ impl Observer for Heard {
 
 #[test]
 fn the_observer_hears_every_measurement() {
-    let plugin = plugin(policy(
-        r#"{"quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#,
-    ));
+    let coded = || policy(r#"{"quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#);
+    let plugin = plugin(coded());
     let heard = Arc::new(Mutex::new(Vec::new()));
     plugin.set_observer(Box::new(Heard(heard.clone())));
+    let measured = |times: usize| {
+        let heard = heard.lock().unwrap();
+        assert_eq!(heard.len(), times * SMALL.layers * SMALL.kv_heads);
+        assert!(
+            heard
+                .iter()
+                .all(|(class, error)| class == "default" && *error > 1e-4 && *error < 0.5),
+            "{heard:?}"
+        );
+    };
     let mut seq = [open(&plugin, &SMALL, 1, 1)];
     step(&plugin, &SMALL, &mut seq, 100);
-    let heard = heard.lock().unwrap();
-    assert_eq!(heard.len(), SMALL.layers * SMALL.kv_heads);
-    assert!(
-        heard
-            .iter()
-            .all(|(class, error)| class == "default" && *error > 1e-4 && *error < 0.5),
-        "{heard:?}"
-    );
+    measured(1);
+    // Rows that are decoded and packed later are few of all: they do not make the mean seem low.
+    for _ in 0..64 {
+        step(&plugin, &SMALL, &mut seq, 1);
+    }
+    measured(1);
+    let fewer = policy(r#"{"quantize": {"k_bits": 2, "v_bits": 2, "residual": 16}}"#);
+    plugin.retune(1, None, fewer).unwrap();
+    step(&plugin, &SMALL, &mut seq, 1);
+    measured(2);
+    // Of a prompt of which nothing is packed, they are all that there is.
+    let mut short = [open(&plugin, &SMALL, 2, 1)];
+    step(&plugin, &SMALL, &mut short, 8);
+    measured(2);
+    for _ in 0..64 {
+        step(&plugin, &SMALL, &mut short, 1);
+    }
+    assert!(plugin.request(2).unwrap().attention_error.is_some());
 }
 
 fn policy_unchecked(json: &str) -> Policy {

@@ -39,7 +39,7 @@ pub(super) fn merge(
             }
             Some(Merging::Heads { similarity }) => alike(&mut layer.heads, similarity)?,
         };
-        if merged == 0 {
+        if merged == 0 || !settled.measures {
             continue;
         }
         for (kv, head) in layer.heads.iter().enumerate() {

@@ -21,6 +21,8 @@ use crate::store::{Column, Head, Rebuilt, Targets};
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
     pub(crate) changed: bool,
+    /// Whether it is measured.
+    pub(super) measures: bool,
     /// Rows evicted, mean over the layer's heads.
     pub(crate) evicted: f64,
     pub(crate) errors: Vec<f64>,
@@ -35,6 +37,7 @@ struct Task<'a> {
     ranked: Option<Ranked>,
     rebuilt: Rebuilt,
     keep: Option<Vec<u32>>,
+    measures: bool,
     error: Option<f64>,
 }
 
@@ -73,6 +76,13 @@ pub(crate) fn settle(
         }
         whats.push((evict || pack).then_some(Compaction { evict, pack }));
     }
+    let measures = layers.iter().map(|layer| layer.measures(fresh));
+    let mut settled: Vec<Settled> = measures
+        .map(|measures| Settled {
+            measures,
+            ..Settled::default()
+        })
+        .collect();
     let mut tasks = Vec::new();
     for (row, ((layer, sums), what)) in layers.iter_mut().zip(&sums).zip(&whats).enumerate() {
         let layer: &mut Layer = layer;
@@ -127,6 +137,7 @@ pub(crate) fn settle(
                 ranked: None,
                 rebuilt: Rebuilt::default(),
                 keep: None,
+                measures: settled[row].measures,
                 error: None,
             });
         }
@@ -148,7 +159,6 @@ pub(crate) fn settle(
             Ok(())
         })?;
     }
-    let mut settled: Vec<Settled> = whats.iter().map(|_| Settled::default()).collect();
     let mut keeps: Vec<Option<Vec<u32>>> = vec![None; whats.len()];
     let heads = step.geometry.shape.kv_heads as f64;
     for task in tasks {
@@ -162,6 +172,7 @@ pub(crate) fn settle(
     }
     for (((layer, keep), settled), what) in layers.iter_mut().zip(keeps).zip(&settled).zip(&whats) {
         layer.seen += fresh;
+        layer.measured |= settled.changed && (fresh > 1 || layer.pending);
         layer.pending = layer.held || (layer.pending && what.is_none());
         if settled.evicted > 0.0 {
             layer.evicted_at = layer.seen;
@@ -221,7 +232,8 @@ fn settle_head(step: &Step<'_>, task: &mut Task<'_>, out: &[f32]) -> Result<(), 
         &task.context,
         Some(|| queries(step, &source)),
     )?;
-    if task.rebuilt != Rebuilt::default()
+    if task.measures
+        && task.rebuilt != Rebuilt::default()
         && step
             .core
             .settings

@@ -72,7 +72,7 @@ impl Default for LawConfig {
             down_window: 300.0,
             latency_tolerance: 1.10,
             latency_samples: 20.0,
-            quality_samples: 30.0,
+            quality_samples: 12.0,
             quality_window: 60.0,
             quality_hard: 1.5,
             bar: 1800.0,

@@ -450,3 +450,26 @@ fn what_is_said_of_the_embedding_is_held_against_keys() {
         "keys of 0 layers of 1 could be compared"
     );
 }
+
+/// What a second reading puts behind a prompt of one token is other tokens.
+#[test]
+fn a_second_reading_is_not_held_against_the_prompt() {
+    let plugin = plugin(policy(r#"{"select": {"method": "kvzip", "budget": 0.5}}"#));
+    plugin.set_rotary(alike(DIM, Pairing::Halves));
+    let cache = plugin.open(&ONE.info(1, 1, 64)).unwrap();
+    let seq = Seq {
+        cache,
+        text: 1,
+        seen: 0,
+    };
+    let row = with_keys(|token| {
+        let key = plain(token.saturating_sub(63));
+        turned(&key, token as f64, DIM, Pairing::Halves)
+    });
+    plugin.check_rotary(1);
+    attend(&plugin, &seq, 0, 64, &row);
+    assert!(seq.cache.begin_part().unwrap());
+    attend(&plugin, &seq, 64, 96, &row);
+    seq.cache.end_pass().unwrap();
+    assert!(plugin.rotary_checked().unwrap() < 1e-5);
+}

@@ -207,7 +207,9 @@ fn check_keys(step: &Step<'_>, request: usize, sequences: &[&Sequence], layers: 
     for (row, (sequence, layer)) in sequences.iter().zip(layers).enumerate() {
         let watched = sequence.request().is_some_and(|own| own.id == request);
         let turns = step.core.rotary.of(step.layer, sequence.shapes());
-        let Some(turns) = turns.ok().filter(|_| watched && step.geometry.fresh > 1) else {
+        // What a second reading puts behind the prompt is other tokens.
+        let read = step.geometry.fresh > 1 && layer.reread.is_none();
+        let Some(turns) = turns.ok().filter(|_| watched && read) else {
             continue;
         };
         for head in 0..step.geometry.shape.kv_heads {

@@ -1,26 +1,25 @@
 //! The plugin as the engine's host sees it: assignments, retunes, figures.
 
+mod hooks;
+mod notes;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use candle_core::{DType, Tensor};
-use cinch_hooks::{
-    AttendParams, CachePolicy, DenseAttention, ForkRole, HookError, Qkv, SequenceCache, SequenceInfo,
-};
-use cinch_protocol::{Bits, Policy, Quantize, SelectMethod, Store};
+use cinch_hooks::{HookError, SequenceCache};
+use cinch_protocol::Policy;
 
-use crate::attend;
+use self::notes::{in_prompt, notes};
 use crate::bound;
 use crate::error::{CacheError, RetuneError};
 use crate::inspect::{self, HeadRows, LayerView};
 use crate::observe::Observer;
 use crate::plan::{Place, Plan};
-use crate::registry::{Assignment, Found, Request, RequestSnapshot, lock};
+use crate::registry::{Assignment, Found, RequestSnapshot};
 use crate::reread;
 use crate::rotary::{self, RotaryLayers};
-use crate::sequence::{Owner, Sequence};
 use crate::settings::PluginSettings;
-use crate::shared::{Core, Model};
+use crate::shared::Core;
 use crate::totals::Totals;
 
 /// The cache plugin. One per process is installed in the engine.
@@ -276,222 +275,5 @@ impl Plugin {
         kv_head: usize,
     ) -> Result<Option<HeadRows>, HookError> {
         inspect::rows(cache, layer, kv_head)
-    }
-
-    fn serve(&self, info: &SequenceInfo) -> Arc<Request> {
-        self.core.registry.serve(info.request, &self.core.default())
-    }
-}
-
-/// What a retune can't undo and where its statistics come from.
-fn notes(before: &RequestSnapshot, policy: &Policy) -> Vec<String> {
-    let mut notes = Vec::new();
-    if before.seen == 0 {
-        return notes;
-    }
-    let bits = |policy: &Policy| {
-        let store = if policy.store == Store::Exact { 32 } else { 16 };
-        let of = |bits: Bits| if bits == Bits::B16 { store } else { u32::from(bits) };
-        policy
-            .quantize
-            .as_ref()
-            .map_or((store, store), |q| (of(q.k_bits), of(q.v_bits)))
-    };
-    let (old, new) = (bits(&before.policy), bits(policy));
-    if new.0 > old.0 || new.1 > old.1 {
-        notes.push(format!(
-            "bits: tokens already packed stay at k{} v{}; more bits apply to what comes next",
-            old.0.min(new.0),
-            old.1.min(new.1)
-        ));
-    }
-    let grouped = |policy: &Policy| policy.quantize.as_ref().map(|q| q.method);
-    if grouped(&before.policy) != grouped(policy) && new.0 >= old.0 && old.0 < 16 {
-        notes.push("method: keys already packed stay in the groups they are in".to_owned());
-    }
-    if before.policy.project.is_some() && before.policy.project != policy.project {
-        notes.push("project: rows already projected, and the bases that they are in, stay".to_owned());
-    }
-    let rotates = |policy: &Policy| policy.quantize.as_ref().is_some_and(|q| q.rotate_k);
-    if rotates(&before.policy) != rotates(policy) && new.0 >= old.0 && old.0 < 16 {
-        notes.push("rotate_k: keys already packed stay in the basis they are in".to_owned());
-    }
-    let before_rope = |policy: &Policy| policy.quantize.as_ref().is_some_and(Quantize::before_rope);
-    if before_rope(&before.policy) != before_rope(policy) && new.0 >= old.0 && old.0 < 16 {
-        notes.push(
-            "rope: keys already packed stay on the side of their rotary embedding that they are on"
-                .to_owned(),
-        );
-    }
-    if (before.kept as usize) < before.seen {
-        notes.push(format!(
-            "budget: {} of {} tokens seen are evicted on average over layers and heads and do not come back",
-            before.seen - before.kept.round() as usize,
-            before.seen
-        ));
-    }
-    let method = |policy: &Policy| policy.select.as_ref().map(|select| select.method);
-    if let Some(to) = method(policy)
-        && !before
-            .served
-            .iter()
-            .any(|served| method(&served.policy) == Some(to))
-    {
-        let from = before.served.last().and_then(|served| method(&served.policy));
-        notes.extend(beginning(to, from, in_prompt(before)).map(|how| format!("statistics: {how}")));
-    }
-    notes
-}
-
-/// Whether some of a request's prompts are not processed yet.
-fn in_prompt(request: &RequestSnapshot) -> bool {
-    request.seen < request.prompt_tokens * request.sequences.max(1)
-}
-
-/// How a method that a request was not served with so far comes by its statistics, in the middle of its prompt or behind it;
-/// `None`: it needs none of before.
-fn beginning(method: SelectMethod, from: Option<SelectMethod>, in_prompt: bool) -> Option<&'static str> {
-    let sums = matches!(method, SelectMethod::H2o | SelectMethod::Keyformer);
-    match method {
-        _ if sums && from == Some(SelectMethod::Kvzip) => Some(
-            "every head starts from the largest weights that its rows received, which count as the sums of all queries so far",
-        ),
-        SelectMethod::Kvzip if in_prompt => Some(
-            "the prompt is read once more if its last part has not begun; if it has, rows rank by attention received so far, \
-             the most attended row of a head having all of a query's, and by the largest weight that decoded tokens give",
-        ),
-        SelectMethod::Kvzip => Some(
-            "the prompt is not read once more, since tokens were decoded behind it: rows rank by attention received so far, \
-             the most attended row of a head having all of a query's, and by the largest weight that decoded tokens give",
-        ),
-        SelectMethod::H2o | SelectMethod::Keyformer => Some(
-            "every head starts from a sample, its own or its layer's mean: attention of the last 64 queries of each part \
-             of the prompt and of some decoded tokens; what the method counts is accumulated from now on",
-        ),
-        SelectMethod::Snapkv | SelectMethod::Scissorhands => Some(
-            "every head starts from attention received so far, its own or its layer's mean, which counts as one window \
-             of queries and fades as others come",
-        ),
-        SelectMethod::Fastgen => Some(
-            "every head is profiled by attention received so far, its own or its layer's mean, not by that of the prompt's \
-             last queries",
-        ),
-        SelectMethod::ExpectedAttention => Some(
-            "rows rank by attention received until the queries of 16 tokens, or every eighth of decoded ones, are known",
-        ),
-        SelectMethod::Streaming
-        | SelectMethod::Tova
-        | SelectMethod::KeyNorm
-        | SelectMethod::Keydiff
-        | SelectMethod::Quest
-        | SelectMethod::Lagkv => None,
-    }
-}
-
-impl CachePolicy for Plugin {
-    fn open(&self, info: &SequenceInfo) -> Result<Arc<dyn SequenceCache>, HookError> {
-        check(info)?;
-        self.core.model.get_or_init(|| Model {
-            layers: info.layers.clone(),
-            dtype: info.dtype,
-            context: info.context,
-        });
-        let request = self.serve(info);
-        let plan = request.plan();
-        plan.fits(&info.layers, &self.core.rotary)
-            .and_then(|()| reread::fits(&plan, info.prompt_tokens, info.context))
-            .map_err(|error| HookError::Policy {
-                request: info.request,
-                reason: error.to_string(),
-            })?;
-        Ok(Arc::new(Sequence::open(&self.core, info, request)))
-    }
-
-    fn adopt(
-        &self,
-        cache: Arc<dyn SequenceCache>,
-        info: &SequenceInfo,
-    ) -> Result<Arc<dyn SequenceCache>, HookError> {
-        check(info)?;
-        let sequence = cache
-            .as_any()
-            .downcast_ref::<Sequence>()
-            .filter(|sequence| Arc::ptr_eq(&sequence.core, &self.core))
-            .ok_or(HookError::ForeignCache { row: 0 })?;
-        if matches!(sequence.owner(), Owner::Prefix) {
-            // The entry itself stays in the prefix cache.
-            return self.adopt(cache.fork(ForkRole::Sequence)?, info);
-        }
-        if sequence.shapes() != info.layers || sequence.dtype != info.dtype {
-            return Err(HookError::Policy {
-                request: info.request,
-                reason: "a prefix of another model: layers or dtype differ".into(),
-            });
-        }
-        let request = self.serve(info);
-        let plan = request.plan();
-        if !sequence
-            .layers
-            .iter()
-            .all(|layer| lock(layer).serves(&plan, info.dtype))
-        {
-            return Err(HookError::Policy {
-                request: info.request,
-                reason: "a prefix that was compressed harder than this request asks for".into(),
-            });
-        }
-        sequence.rehome(request, info.prompt_tokens);
-        Ok(cache)
-    }
-
-    fn attend(
-        &self,
-        layer: usize,
-        rows: &[Arc<dyn SequenceCache>],
-        qkv: Qkv<'_>,
-        params: &AttendParams,
-        engine: &dyn DenseAttention,
-    ) -> Result<Tensor, HookError> {
-        attend::attend(&self.core, layer, rows, qkv, params, engine)
-    }
-
-    fn prefix_cache_limit(&self) -> usize {
-        self.core.settings.prefix_cache_bytes
-    }
-
-    fn prefix_cache_report(&self, _entries: usize, _bytes: usize, lookup_hit: Option<bool>) {
-        match lookup_hit {
-            Some(true) => self.core.prefix.hits.fetch_add(1, Relaxed),
-            Some(false) => self.core.prefix.misses.fetch_add(1, Relaxed),
-            None => 0,
-        };
-    }
-}
-
-/// Whether a model's layers can be stored at all.
-fn check(info: &SequenceInfo) -> Result<(), HookError> {
-    if !matches!(info.dtype, DType::F32 | DType::F16 | DType::BF16) {
-        return Err(HookError::DType {
-            tensor: "activations",
-            given: info.dtype,
-        });
-    }
-    let empty = info
-        .layers
-        .iter()
-        .position(|l| l.kv_heads == 0 || l.k_dim == 0 || l.v_dim == 0);
-    match empty {
-        Some(layer) => Err(HookError::Policy {
-            request: info.request,
-            reason: format!(
-                "layer {layer}: given {:?}, allowed: at least one KV head and dimension",
-                info.layers[layer]
-            ),
-        }),
-        None if info.layers.is_empty() => Err(HookError::Policy {
-            request: info.request,
-            reason: "layers: given 0, allowed: at least 1".into(),
-        }),
-        None => Ok(()),
     }
 }

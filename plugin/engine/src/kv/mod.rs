@@ -1,21 +1,24 @@
 //! All contact with the plugin. What it reports is passed on as measured; with the plugin off nothing is
 //! reported at all.
 
-use std::collections::BTreeMap;
+mod wire;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use cinch_cache::{
-    Assignment, ErrorSample, Matmul, Observer, Plugin, PluginSettings, RequestSnapshot,
-    RequestState as PluginState, RetuneError, RetuneReceipt, RotaryLayers,
+    Assignment, ErrorSample, Matmul, Observer, Plugin, PluginSettings, RetuneError, RetuneReceipt,
+    RotaryLayers,
 };
 use cinch_hooks::CachePolicy;
 use cinch_kernels::Kernels;
-use cinch_protocol::{Policy, RequestState, RequestView, RetuneReport, Served, ServedCache, ServedWith};
+use cinch_protocol::{Policy, RequestState, RequestView, RetuneReport, ServedCache, ServedWith};
 use tracing::info;
 
+pub use self::wire::{ClassTotals, KvTotals};
+use self::wire::{finished, unknown, view};
 use crate::classes::Choice;
 use crate::config::{Settings, Switch};
 use crate::fields::FieldFault;
@@ -33,50 +36,6 @@ pub struct Kv {
     prefix_cache_bytes: u64,
     /// f16 bytes a token takes in the loaded model; 0 until one is.
     bytes_per_token: Arc<AtomicU64>,
-}
-
-/// The plugin's totals, in the units of the wire.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct KvTotals {
-    /// Bytes of all blocks there are, prefix cache included, shared ones once.
-    pub allocated_bytes: u64,
-    /// The most `allocated_bytes` ever was.
-    pub peak_bytes: u64,
-    /// Bytes finished prefixes hold.
-    pub prefix_bytes: u64,
-    /// Finished prefixes held.
-    pub prefix_entries: u64,
-    /// Requests that found a prefix.
-    pub prefix_hits: u64,
-    /// Requests that found none.
-    pub prefix_misses: u64,
-    /// By class.
-    pub classes: BTreeMap<String, ClassTotals>,
-}
-
-/// One class's totals.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ClassTotals {
-    /// Requests being processed.
-    pub running: u64,
-    /// Requests accepted and not begun.
-    pub queued: u64,
-    /// Tokens processed, of live requests.
-    pub seen: u64,
-    /// Rows held for them, mean over layers and heads.
-    pub kept: f64,
-    /// Bytes held.
-    pub bytes: u64,
-    /// Bytes in f16, nothing evicted.
-    pub uncompressed_bytes: u64,
-    /// Bytes the prompts of queued requests would take in f16.
-    pub queued_bytes: u64,
-    /// Compressions since the start.
-    pub compression_events: u64,
-    /// Tokens evicted since the start, mean over layers and heads.
-    pub evicted_tokens: f64,
-    /// Retunes since the start.
-    pub retunes: u64,
 }
 
 struct ErrorHistogram(Metrics);
@@ -391,32 +350,7 @@ impl Kv {
         let Some(plugin) = &self.plugin else {
             return KvTotals::default();
         };
-        let totals = plugin.totals();
-        let per_token = self.bytes_per_token.load(Ordering::Relaxed);
-        let classes = totals.classes.into_iter().map(|(name, class)| {
-            let class = ClassTotals {
-                running: class.running as u64,
-                queued: class.queued as u64,
-                seen: class.seen as u64,
-                kept: class.kept,
-                bytes: class.bytes as u64,
-                uncompressed_bytes: class.uncompressed_bytes as u64,
-                queued_bytes: class.queued_prompt_tokens as u64 * per_token,
-                compression_events: class.compressions,
-                evicted_tokens: class.evicted_tokens,
-                retunes: class.retunes,
-            };
-            (name, class)
-        });
-        KvTotals {
-            allocated_bytes: totals.live_bytes as u64,
-            peak_bytes: totals.peak_bytes as u64,
-            prefix_bytes: totals.prefix_bytes as u64,
-            prefix_entries: totals.prefix_entries as u64,
-            prefix_hits: totals.prefix_hits,
-            prefix_misses: totals.prefix_misses,
-            classes: classes.collect(),
-        }
+        wire::totals(plugin.totals(), self.bytes_per_token.load(Ordering::Relaxed))
     }
 }
 
@@ -433,64 +367,5 @@ fn refused(err: cinch_cache::CacheError) -> Refusal {
     match err {
         cinch_cache::CacheError::Policy(err) => Refusal::field(FieldFault::from(err).within("policy")),
         other => Refusal::internal(other.to_string()),
-    }
-}
-
-fn unknown(id: usize) -> Refusal {
-    let fault = FieldFault::new(
-        "id",
-        id,
-        "the id of a live or recently finished request, as GET /v1/requests lists",
-    );
-    Refusal::new(
-        StatusCode::NOT_FOUND,
-        "unknown-request",
-        "No such request",
-        fault.to_string(),
-    )
-    .naming(fault)
-}
-
-fn finished(id: usize) -> Refusal {
-    let fault = FieldFault::new("id", id, "the id of a queued or running request");
-    let detail = format!("request {id} has finished: only a queued or running request can be retuned");
-    Refusal::new(
-        StatusCode::CONFLICT,
-        "finished",
-        "The request has finished",
-        detail,
-    )
-    .naming(fault)
-}
-
-fn view(snapshot: RequestSnapshot) -> RequestView {
-    RequestView {
-        id: snapshot.request as u64,
-        state: match snapshot.state {
-            PluginState::Queued => RequestState::Queued,
-            PluginState::Running => RequestState::Running,
-            PluginState::Finished => RequestState::Finished,
-        },
-        class: snapshot.class,
-        own: snapshot.own,
-        level: snapshot.level,
-        policy: snapshot.policy,
-        sequences: snapshot.sequences as u64,
-        prompt_tokens: snapshot.prompt_tokens as u64,
-        seen: snapshot.seen as u64,
-        kept: snapshot.kept,
-        bytes: snapshot.bytes as u64,
-        uncompressed_bytes: snapshot.uncompressed_bytes as u64,
-        attention_error: snapshot.attention_error,
-        applied: snapshot.applied,
-        served: snapshot
-            .served
-            .into_iter()
-            .map(|served| Served {
-                level: served.level,
-                policy: served.policy,
-                from_seen: served.from_seen as u64,
-            })
-            .collect(),
     }
 }

@@ -337,8 +337,9 @@ impl Observer for Heard {
 
 #[test]
 fn the_observer_hears_every_measurement() {
-    let coded = || policy(r#"{"quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#);
-    let plugin = plugin(coded());
+    let plugin = plugin(policy(
+        r#"{"quantize": {"k_bits": 4, "v_bits": 4, "residual": 16}}"#,
+    ));
     let heard = Arc::new(Mutex::new(Vec::new()));
     plugin.set_observer(Box::new(Heard(heard.clone())));
     let measured = |times: usize| {

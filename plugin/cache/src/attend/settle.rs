@@ -21,7 +21,7 @@ use crate::store::{Column, Head, Rebuilt, Targets};
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
     pub(crate) changed: bool,
-    /// Whether it is measured.
+    /// Whether `errors` are taken of it, see [`Layer::measures`].
     pub(super) measures: bool,
     /// Rows evicted, mean over the layer's heads.
     pub(crate) evicted: f64,

@@ -22,8 +22,8 @@ pub(super) enum Salient {
     },
 }
 
-/// Rows, channel by channel, so that scales are of 32 tokens of a channel. Unlike [`cinch_kernels::Layout::KeyChannels`] without a
-/// last tile filled up, of which there would be two in each block.
+/// Rows, channel by channel, so that scales are of 32 tokens of a channel. Unlike
+/// [`cinch_kernels::Layout::KeyChannels`] without a last tile filled up, of which there would be two in each block.
 #[derive(Debug, Clone)]
 pub(super) struct Columns {
     codec: Codec,
